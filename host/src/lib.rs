@@ -1,4 +1,6 @@
 //! Anabranch: a stream processing host whose transforms are WebAssembly plugins.
 #![warn(missing_docs)]
 pub mod clock;
+pub mod config;
+pub mod deployment;
 pub mod types;
