@@ -35,7 +35,7 @@ impl Phase {
 }
 
 /// How far a generation is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Progress {
     /// Input records processed and committed by this generation.
     pub records: u64,
@@ -55,7 +55,7 @@ pub struct TaskStatus {
     pub partition: u32,
     /// Next offset to be read from each input, committed.
     pub inputs: Vec<u64>,
-    /// `running`, `idle`, `held`, `paused` or `failed`.
+    /// `starting`, `running`, `idle`, `held`, `stopped` or `failed`.
     pub state: String,
     /// Why it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
