@@ -1,4 +1,6 @@
 //! Anabranch: a stream processing host whose transforms are WebAssembly plugins.
 #![warn(missing_docs)]
 pub mod clock;
+pub mod log;
+pub mod storage;
 pub mod types;
