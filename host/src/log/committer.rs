@@ -1,0 +1,419 @@
+//! The one thread that commits: it checks, gives out offsets, writes, syncs, publishes, answers.
+//!
+//! Commits that wait are taken as a group: one batch each, one sync for all. The order of
+//! publication is the order of application.
+//!
+//! **Invariant:** offsets are given out under the catalogue's lock and nowhere else; nothing is
+//! published and nobody is answered before the sync that covers it. After a failure of storage,
+//! every commit is refused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::codec;
+use super::commit::{Commit, CommitError, Committed, LogSpec, TopicChange};
+use super::handle::Shared;
+use super::keys;
+use super::partition::{Partition, Run, State};
+use super::topics::TopicState;
+use crate::storage::WriteBatch;
+use crate::types::{LogId, Offset, PartitionId, TopicId, TopicName};
+
+/// Commits in one group, at most.
+const GROUP_COMMITS: usize = 256;
+/// Bytes of a group, about: the commit that reaches it is its last.
+const GROUP_BYTES: usize = 16 << 20;
+/// Bytes of one commit: one batch of sled is built in memory.
+const COMMIT_BYTES: usize = 128 << 20;
+/// How long an answer of the disk about its free space is believed.
+const FREE_SPACE_AGE: Duration = Duration::from_secs(1);
+
+/// What is called with the outcome of a commit.
+pub(super) type Done = Box<dyn FnOnce(Result<Committed, CommitError>) + Send>;
+
+/// Work for the committer.
+pub(super) enum Request {
+    /// A commit.
+    Commit(Box<Commit>, Done),
+    /// Answer all before this, then end.
+    Close(Sender<()>),
+}
+
+/// What is applied, which runs ahead of what is published by a group.
+#[derive(Default)]
+pub(super) struct Catalog {
+    pub logs: HashMap<LogId, LogSpec>,
+    /// The next offset to give out.
+    pub next: HashMap<(LogId, PartitionId), Offset>,
+    pub topics: HashMap<TopicId, Arc<TopicState>>,
+    pub names: HashMap<TopicName, TopicId>,
+    /// The stored counter of ids.
+    pub stored_id: u64,
+}
+
+/// What becomes visible after the sync.
+enum Effect {
+    Created(LogSpec),
+    Deleted(LogId, u32),
+    Appended(LogId, PartitionId, Run),
+    Truncated(LogId, PartitionId, Offset),
+    Topic(Arc<TopicState>),
+    TopicDeleted(TopicId),
+}
+
+struct Applied {
+    committed: Committed,
+    effects: Vec<Effect>,
+    done: Done,
+}
+
+/// The body of the committer thread.
+pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
+    let mut free_space = FreeSpace { checked: None, bytes: u64::MAX };
+    while let Ok(first) = requests.recv() {
+        let mut close = None;
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        let mut request = Some(first);
+        while let Some(taken) = request.take() {
+            match taken {
+                Request::Commit(commit, done) => {
+                    bytes += commit.size_bytes();
+                    match apply(shared, *commit, &mut free_space) {
+                        Ok((committed, effects)) => {
+                            group.push(Applied { committed, effects, done });
+                        }
+                        Err(refusal) => done(Err(refusal)),
+                    }
+                }
+                Request::Close(answer) => close = Some(answer),
+            }
+            if close.is_none() && group.len() < GROUP_COMMITS && bytes < GROUP_BYTES {
+                request = requests.try_recv().ok();
+            }
+        }
+        finish(shared, group);
+        if let Some(answer) = close {
+            let _ = answer.send(());
+            return;
+        }
+    }
+}
+
+/// Syncs, publishes and answers a group.
+fn finish(shared: &Shared, group: Vec<Applied>) {
+    if group.is_empty() {
+        return;
+    }
+    if let Err(e) = shared.storage.sync() {
+        let error = CommitError::Stopped { reason: e.to_string() };
+        for applied in group {
+            (applied.done)(Err(error.clone()));
+        }
+        return;
+    }
+    let mut touched: Vec<Arc<Partition>> = Vec::new();
+    let mut answers = Vec::with_capacity(group.len());
+    for applied in group {
+        for effect in applied.effects {
+            publish(shared, effect, &mut touched);
+        }
+        answers.push((applied.done, applied.committed));
+    }
+    touched.sort_by_key(|p| (p.log(), p.id()));
+    touched.dedup_by_key(|p| (p.log(), p.id()));
+    for partition in touched {
+        partition.announce();
+    }
+    for (done, committed) in answers {
+        done(Ok(committed));
+    }
+}
+
+fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
+    match effect {
+        Effect::Created(spec) => {
+            let mut registry = shared.registry.write();
+            for p in (0..spec.partitions).map(PartitionId) {
+                registry.insert((spec.id, p), Partition::new(spec.id, p, State::default()));
+            }
+        }
+        Effect::Deleted(log, partitions) => {
+            for p in (0..partitions).map(PartitionId) {
+                let gone = shared.registry.write().remove(&(log, p));
+                if let Some(partition) = gone {
+                    let mut state = partition.state.write();
+                    state.deleted = true;
+                    shared.head_shrinks(state.tail.drain(..).map(|run| run.size_bytes).sum());
+                    drop(state);
+                    touched.push(partition);
+                }
+            }
+        }
+        Effect::Appended(log, p, run) => {
+            if let Some(partition) = shared.partition(log, p) {
+                let mut state = partition.state.write();
+                state.published = state.published.max(run.next());
+                shared.head_grows(run.size_bytes);
+                state.tail.push_back(run);
+                drop(state);
+                touched.push(partition);
+            }
+        }
+        Effect::Truncated(log, p, start) => {
+            if let Some(partition) = shared.partition(log, p) {
+                let mut state = partition.state.write();
+                state.log_start = state.log_start.max(start);
+                let gone = state.run_at(start);
+                shared.head_shrinks(state.tail.drain(..gone).map(|run| run.size_bytes).sum());
+                drop(state);
+                touched.push(partition);
+            }
+        }
+        Effect::Topic(state) => shared.topics.publish(state, &shared.registry),
+        Effect::TopicDeleted(id) => shared.topics.unpublish(id),
+    }
+}
+
+/// Checks a commit and writes it, as one batch.
+fn apply(
+    shared: &Shared,
+    commit: Commit,
+    free_space: &mut FreeSpace,
+) -> Result<(Committed, Vec<Effect>), CommitError> {
+    let mut catalog = shared.catalog.lock();
+    check(shared, &catalog, &commit)?;
+    if commit.appends.iter().any(|a| !a.records.is_empty()) {
+        free_space.check(shared)?;
+    }
+    let (batch, committed, effects) = stage(shared, &mut catalog, commit);
+    let applied = shared.storage.apply(batch);
+    // What was staged in the catalogue is wrong then, but storage takes no commit any more.
+    applied.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
+    Ok((committed, effects))
+}
+
+/// Everything that can refuse a commit; changes nothing.
+fn check(shared: &Shared, catalog: &Catalog, commit: &Commit) -> Result<(), CommitError> {
+    let invalid = |reason: String| Err(CommitError::Invalid { reason });
+    if commit.size_bytes() > COMMIT_BYTES {
+        return invalid(format!("it holds more than {COMMIT_BYTES} bytes; split it"));
+    }
+    let foreign = |key: &[u8]| !key.first().is_some_and(|first| keys::METADATA.contains(first));
+    for guard in &commit.guards {
+        let found = shared.storage.get(&guard.key);
+        let found = found.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
+        if found != guard.expected {
+            return Err(CommitError::Fenced { key: guard.key.escape_ascii().to_string() });
+        }
+    }
+    if let Some((key, _)) = commit.metadata.iter().find(|(key, _)| foreign(key)) {
+        return invalid(format!("metadata key \"{}\" is not reserved", key.escape_ascii()));
+    }
+    for (i, spec) in commit.creates.iter().enumerate() {
+        let again = commit.creates[..i].iter().any(|other| other.id == spec.id);
+        if catalog.logs.contains_key(&spec.id) || again || spec.partitions == 0 {
+            return invalid(format!("log {} exists already or has no partition", spec.id));
+        }
+    }
+    let partitions = |log: LogId| {
+        let new = commit.creates.iter().find(|spec| spec.id == log);
+        let there = new.or_else(|| catalog.logs.get(&log)).map(|spec| spec.partitions);
+        there.filter(|_| !commit.deletes.contains(&log))
+    };
+    let exists = |log: LogId, partition: PartitionId| match partitions(log) {
+        Some(count) if partition.0 < count => Ok(()),
+        _ => Err(CommitError::UnknownPartition { log, partition }),
+    };
+    for log in &commit.deletes {
+        if !catalog.logs.contains_key(log) {
+            return Err(CommitError::UnknownPartition { log: *log, partition: PartitionId(0) });
+        }
+    }
+    for append in &commit.appends {
+        exists(append.log, append.partition)?;
+    }
+    for &(log, partition, start) in &commit.truncates {
+        exists(log, partition)?;
+        let durable = shared.partition(log, partition).map(|p| p.durable_offset());
+        if durable.is_none_or(|durable| start > durable) {
+            return invalid(format!("log {log}/{partition} does not reach offset {start}"));
+        }
+    }
+    check_topics(catalog, commit, partitions)
+}
+
+fn check_topics(
+    catalog: &Catalog,
+    commit: &Commit,
+    partitions: impl Fn(LogId) -> Option<u32>,
+) -> Result<(), CommitError> {
+    let mut seen: Vec<TopicId> = Vec::new();
+    let mut freed: Vec<&TopicName> = Vec::new();
+    let mut taken: Vec<&TopicName> = Vec::new();
+    for change in &commit.topics {
+        let id = match change {
+            TopicChange::Create(state) | TopicChange::Put(state) => state.id,
+            TopicChange::Delete(id) => *id,
+        };
+        if seen.contains(&id) {
+            let reason = format!("topic {id} is changed twice");
+            return Err(CommitError::Invalid { reason });
+        }
+        seen.push(id);
+        let current = catalog.topics.get(&id);
+        match (change, current) {
+            (TopicChange::Create(state), None) => {
+                let name = &state.name;
+                let in_use = catalog.names.contains_key(name) && !freed.contains(&name);
+                if in_use || taken.contains(&name) {
+                    return Err(CommitError::NameTaken { topic: name.clone() });
+                }
+                taken.push(name);
+            }
+            (TopicChange::Create(state), Some(_)) => {
+                return Err(CommitError::NameTaken { topic: state.name.clone() });
+            }
+            (TopicChange::Put(state), Some(current)) => {
+                if state.version != current.version + 1 {
+                    let (topic, current) = (current.name.clone(), current.version);
+                    return Err(CommitError::Conflict { topic, current });
+                }
+                if state.name != current.name || state.partitions != current.partitions {
+                    let reason = format!("topic {}: name and partitions are fixed", current.name);
+                    return Err(CommitError::Invalid { reason });
+                }
+            }
+            (TopicChange::Delete(_), Some(current)) => freed.push(&current.name),
+            (_, None) => return Err(CommitError::UnknownTopic { topic: id }),
+        }
+        if let TopicChange::Create(state) | TopicChange::Put(state) = change {
+            let short = |log| partitions(log).is_none_or(|count| count < state.partitions);
+            let missing = state.mounts.iter().find(|m| !m.retired && short(m.log));
+            let missing = missing.map(|m| format!("topic {} mounts no log {}", state.name, m.log));
+            if let Some(reason) = state.fault().or(missing) {
+                return Err(CommitError::Invalid { reason });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives out offsets and writes down what a checked commit changes.
+fn stage(
+    shared: &Shared,
+    catalog: &mut Catalog,
+    commit: Commit,
+) -> (WriteBatch, Committed, Vec<Effect>) {
+    let (mut batch, mut committed) = (WriteBatch::default(), Committed::default());
+    let mut effects = Vec::new();
+    let append_ms = shared.clock.now_ms();
+    for spec in commit.creates {
+        batch.put(keys::log(spec.id), json(&spec));
+        for p in (0..spec.partitions).map(PartitionId) {
+            catalog.next.insert((spec.id, p), Offset::ZERO);
+        }
+        effects.push(Effect::Created(spec.clone()));
+        catalog.logs.insert(spec.id, spec);
+    }
+    for append in commit.appends {
+        let (log, partition) = (append.log, append.partition);
+        let next = catalog.next.entry((log, partition)).or_default();
+        let first = *next;
+        *next = Offset(first.0 + append.records.len() as u64);
+        committed.appended.push((first, *next));
+        if !append.records.is_empty() {
+            batch.put(keys::head(log, partition, first), codec::encode(&append.records, append_ms));
+            let run = Run::new(first, append.records, append_ms);
+            effects.push(Effect::Appended(log, partition, run));
+        }
+    }
+    for (log, partition, start) in commit.truncates {
+        truncate(shared, log, partition, start, &mut batch);
+        effects.push(Effect::Truncated(log, partition, start));
+    }
+    for change in commit.topics {
+        match change {
+            TopicChange::Create(state) | TopicChange::Put(state) => {
+                batch.put(keys::topic(state.id), json(&state));
+                let state = Arc::new(state);
+                catalog.names.insert(state.name.clone(), state.id);
+                catalog.topics.insert(state.id, Arc::clone(&state));
+                effects.push(Effect::Topic(state));
+            }
+            TopicChange::Delete(id) => {
+                batch.delete(keys::topic(id));
+                if let Some(state) = catalog.topics.remove(&id) {
+                    catalog.names.retain(|name, owner| *owner != id || *name != state.name);
+                }
+                effects.push(Effect::TopicDeleted(id));
+            }
+        }
+    }
+    for log in commit.deletes {
+        if let Some(spec) = catalog.logs.remove(&log) {
+            batch.delete(keys::log(log));
+            for p in (0..spec.partitions).map(PartitionId) {
+                batch.delete(keys::partition(log, p));
+                catalog.next.remove(&(log, p));
+            }
+            effects.push(Effect::Deleted(log, spec.partitions));
+        }
+    }
+    for (key, value) in commit.metadata {
+        match value {
+            Some(value) => batch.put(key, value),
+            None => batch.delete(key),
+        }
+    }
+    let next_id = shared.next_id.load(std::sync::atomic::Ordering::SeqCst);
+    if next_id != catalog.stored_id {
+        batch.put(keys::NEXT_ID, next_id.to_le_bytes());
+        catalog.stored_id = next_id;
+    }
+    (batch, committed, effects)
+}
+
+/// Raises the start of a partition and removes the published batches that lie wholly before it.
+fn truncate(
+    shared: &Shared,
+    log: LogId,
+    partition: PartitionId,
+    start: Offset,
+    batch: &mut WriteBatch,
+) {
+    let Some(state) = shared.partition(log, partition) else { return };
+    let state = state.state.read();
+    let record = super::handle::PartitionRecord { log_start: state.log_start.max(start) };
+    batch.put(keys::partition(log, partition), json(&record));
+    for run in state.tail.range(..state.run_at(start)) {
+        batch.delete(keys::head(log, partition, run.first));
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain structs with string keys are always JSON")
+}
+
+struct FreeSpace {
+    checked: Option<Duration>,
+    bytes: u64,
+}
+
+impl FreeSpace {
+    fn check(&mut self, shared: &Shared) -> Result<(), CommitError> {
+        let now = shared.clock.monotonic();
+        if self.checked.is_none_or(|checked| now.saturating_sub(checked) >= FREE_SPACE_AGE) {
+            self.checked = Some(now);
+            self.bytes = shared.fs.free_bytes(shared.storage.dir()).unwrap_or(u64::MAX);
+        }
+        let min_free_bytes = shared.config.min_free_bytes;
+        match self.bytes < min_free_bytes {
+            true => Err(CommitError::DiskFull { free_bytes: self.bytes, min_free_bytes }),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The log: immutable, replayable records in topics and partitions, and the one way to commit.
+//!
+//! A physical log ([`LogSpec`]) has partitions of records. A topic is a name, a list of mounts of
+//! physical logs ([`TopicState`]). Everything that changes, changes in a [`Commit`]: all of it or
+//! nothing, durable before anyone is told.
+//!
+//! **Invariant:** nobody sees a record at or beyond its partition's durable offset; offsets are
+//! given out once, rise strictly, and may have gaps. This module does not know what generations,
+//! stores or plugins are: what floors above commit as metadata is opaque here.
+
+mod codec;
+mod commit;
+mod committer;
+mod handle;
+mod keys;
+mod partition;
+mod reader;
+mod signal;
+#[cfg(test)]
+mod tests;
+mod topics;
+
+pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
+pub use handle::{Error, Log, LogConfig};
+pub use partition::Partition;
+pub use reader::{PartitionReader, ReadError};
+pub use signal::Subscription;
+pub use topics::{
+    Mount, Retention, Topic, TopicFormat, TopicPartition, TopicRead, TopicReader, TopicState,
+    Topics,
+};

@@ -1,0 +1,263 @@
+//! Reading a partition from a position.
+//!
+//! **Invariant:** a reader never waits and never skips: it returns the next records that are there, or
+//! nothing, or says why the position cannot be read and where to go on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow_array::{Array, BinaryArray, ListArray};
+use arrow_buffer::{ArrowNativeType, ScalarBuffer};
+use arrow_select::concat::concat;
+
+use super::partition::{Partition, Run};
+use crate::types::{Batch, Headers, LogId, Offset, PartitionId, Records, Sources};
+
+/// No batch holds more bytes than this, so that positions in a column fit 31 bits.
+const MAX_BATCH_BYTES: usize = 256 << 20;
+
+/// Why a position cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The records were removed.
+    #[error(
+        "offset {from} of partition {partition} is below the start of the log; the first record left is at {start}"
+    )]
+    BelowStart {
+        /// The partition.
+        partition: PartitionId,
+        /// The position asked for.
+        from: Offset,
+        /// Where to go on.
+        start: Offset,
+    },
+    /// The position was never written.
+    #[error(
+        "offset {from} of partition {partition} is beyond the end of the log; the next record will be at {end}"
+    )]
+    BeyondEnd {
+        /// The partition.
+        partition: PartitionId,
+        /// The position asked for.
+        from: Offset,
+        /// Where to go on.
+        end: Offset,
+    },
+    /// The generation that wrote this part of the topic was retired.
+    #[error(
+        "offset {from} of partition {partition} belongs to a retired generation; go on at {next}"
+    )]
+    Retired {
+        /// The partition.
+        partition: PartitionId,
+        /// The position asked for.
+        from: Offset,
+        /// Where to go on.
+        next: Offset,
+    },
+    /// The log or topic was deleted.
+    #[error("log {log}, partition {partition} was deleted")]
+    Deleted {
+        /// The log.
+        log: LogId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// A file could not be read, or is not what was written.
+    #[error("{path} block {block} cannot be read: {detail}; restore the file from a backup")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// The block in it, counted from 0.
+        block: usize,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+/// Reads one partition. Each reader keeps a block of its own.
+pub struct PartitionReader {
+    partition: Arc<Partition>,
+}
+
+impl PartitionReader {
+    pub(super) fn new(partition: Arc<Partition>) -> Self {
+        Self { partition }
+    }
+
+    /// The partition it reads.
+    pub fn partition(&self) -> &Arc<Partition> {
+        &self.partition
+    }
+
+    /// Records at and after `from` and before `to`, as many as lie together within the limits, and at
+    /// least one; `None` when there is none up to `to` or the durable offset.
+    pub fn read(
+        &mut self,
+        from: Offset,
+        to: Offset,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Option<Batch>, ReadError> {
+        let (max_records, max_bytes) = (max_records.max(1), max_bytes.min(MAX_BATCH_BYTES));
+        let state = self.partition.state.read();
+        let (log, partition) = (self.partition.log(), self.partition.id());
+        let end = state.durable();
+        if state.deleted {
+            return Err(ReadError::Deleted { log, partition });
+        }
+        if from < state.log_start {
+            return Err(ReadError::BelowStart { partition, from, start: state.log_start });
+        }
+        if from > end {
+            return Err(ReadError::BeyondEnd { partition, from, end });
+        }
+        let to = to.min(end);
+        if from >= to {
+            return Ok(None);
+        }
+        let runs = state.tail.range(state.run_at(from)..);
+        let taken = take_runs(runs, from, to, max_records, max_bytes);
+        drop(state);
+        Ok(join(taken).map(|batch| within(batch, max_records, max_bytes)))
+    }
+}
+
+/// Whole runs from `from` on until a limit is reached; the last may go beyond it.
+fn take_runs<'a>(
+    runs: impl Iterator<Item = &'a Run>,
+    from: Offset,
+    to: Offset,
+    max_records: usize,
+    max_bytes: usize,
+) -> Vec<(Offset, Records)> {
+    let mut taken: Vec<(Offset, Records)> = Vec::new();
+    let (mut records, mut bytes) = (0, 0);
+    for run in runs {
+        let (first, part) = run.clip(from, to);
+        let fits = taken.first().is_none_or(|(_, head)| joinable(head, &part));
+        if part.is_empty() || !fits || records >= max_records || bytes >= max_bytes {
+            break;
+        }
+        // The run that reaches the limit is cut here, not copied and cut afterwards.
+        let part = part.slice(0, part.len().min(max_records - records));
+        records += part.len();
+        bytes += part.size_bytes();
+        if bytes > max_bytes && !taken.is_empty() {
+            break;
+        }
+        taken.push((first, part));
+    }
+    taken
+}
+
+/// The longest beginning of `batch` within the limits, and at least one record.
+pub(super) fn within(batch: Batch, max_records: usize, max_bytes: usize) -> Batch {
+    let len = batch.len().min(max_records);
+    if batch.records.slice(0, len).size_bytes() <= max_bytes {
+        return if len == batch.len() { batch } else { batch.slice(0, len) };
+    }
+    let (mut fits, mut over) = (1, len);
+    while fits + 1 < over {
+        let middle = usize::midpoint(fits, over);
+        match batch.records.slice(0, middle).size_bytes() <= max_bytes {
+            true => fits = middle,
+            false => over = middle,
+        }
+    }
+    batch.slice(0, fits)
+}
+
+/// Whether records can lie in one batch: only one generation fits.
+pub(super) fn joinable(a: &Records, b: &Records) -> bool {
+    let generation = |r: &Records| r.sources.as_ref().map(|s| s.generation);
+    generation(a) == generation(b)
+}
+
+/// One batch of several runs; `None` of none. A single run is not copied.
+fn join(runs: Vec<(Offset, Records)>) -> Option<Batch> {
+    let mut offsets = Vec::with_capacity(runs.iter().map(|(_, records)| records.len()).sum());
+    for (first, records) in &runs {
+        offsets.extend(first.0..first.0 + records.len() as u64);
+    }
+    let records: Vec<Records> = runs.into_iter().map(|(_, records)| records).collect();
+    Some(Batch { offsets: offsets.into(), records: concat_records(&records)? })
+}
+
+/// All `parts` in one, which must be [`joinable`]; `None` of none.
+pub(super) fn concat_records(parts: &[Records]) -> Option<Records> {
+    let [first, rest @ ..] = parts else { return None };
+    if rest.is_empty() {
+        return Some(first.clone());
+    }
+    let headers = parts.iter().any(|p| p.headers.is_some()).then(|| {
+        let lists: Vec<ListArray> = parts
+            .iter()
+            .map(|p| match &p.headers {
+                Some(headers) => headers.as_list().clone(),
+                None => Headers::none(p.len()).as_list().clone(),
+            })
+            .collect();
+        Headers::from_list(concat_columns(&lists.iter().collect::<Vec<_>>()))
+    });
+    let sources = first.sources.as_ref().map(|head| {
+        let all: Vec<&Sources> = parts.iter().filter_map(|p| p.sources.as_ref()).collect();
+        Sources {
+            generation: head.generation,
+            inputs: concat_numbers(all.iter().map(|s| &s.inputs)),
+            partitions: concat_numbers(all.iter().map(|s| &s.partitions)),
+            offsets: concat_numbers(all.iter().map(|s| &s.offsets)),
+            ordinals: concat_numbers(all.iter().map(|s| &s.ordinals)),
+        }
+    });
+    Some(Records {
+        timestamps: concat_numbers(parts.iter().map(|p| &p.timestamps)),
+        keys: concat_columns::<BinaryArray>(&parts.iter().map(|p| &p.keys).collect::<Vec<_>>()),
+        values: concat_columns::<BinaryArray>(&parts.iter().map(|p| &p.values).collect::<Vec<_>>()),
+        headers,
+        sources,
+    })
+}
+
+fn concat_columns<T: Array + Clone + 'static>(columns: &[&T]) -> T {
+    let columns: Vec<&dyn Array> = columns.iter().map(|c| *c as &dyn Array).collect();
+    let joined =
+        concat(&columns).expect("columns of one type, below MAX_BATCH_BYTES, can be joined");
+    joined.as_any().downcast_ref::<T>().expect("joining keeps the type").clone()
+}
+
+fn concat_numbers<'a, T: ArrowNativeType>(
+    columns: impl Iterator<Item = &'a ScalarBuffer<T>>,
+) -> ScalarBuffer<T> {
+    let mut joined = Vec::new();
+    for column in columns {
+        joined.extend_from_slice(column);
+    }
+    joined.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::codec::tests::sample;
+
+    #[test]
+    fn joined_parts_are_the_whole() {
+        let all = sample();
+        let parts = [all.slice(0, 1), all.slice(1, 0), all.slice(1, 2)];
+        assert_eq!(concat_records(&parts), Some(all.clone()));
+        let plain = Records { headers: None, ..all.slice(0, 1) };
+        assert_eq!(concat_records(&[plain, all.slice(1, 2)]), Some(all));
+    }
+
+    #[test]
+    fn limits_leave_at_least_one_record() {
+        let batch = Batch::contiguous(Offset(5), sample());
+        assert_eq!(within(batch.clone(), 9, 1 << 20).len(), 3);
+        assert_eq!(within(batch.clone(), 2, 1 << 20).len(), 2);
+        assert_eq!(within(batch.clone(), 9, 1).len(), 1);
+        let two = batch.records.slice(0, 2).size_bytes();
+        assert_eq!(within(batch.clone(), 9, two).len(), 2);
+        assert_eq!(within(batch, 9, two - 1).len(), 1);
+    }
+}

@@ -1,0 +1,214 @@
+//! The log's contract: what was committed is read back, in order, once, also after a reopen.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::storage::{FileSystem, OsFileSystem, Storage};
+use crate::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder, TopicId};
+
+const P0: PartitionId = PartitionId(0);
+const END: Offset = Offset::LIMIT;
+
+fn open(dir: &Path, config: LogConfig) -> Log {
+    let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+    let clock = ManualClock::new(1_000, 7);
+    let storage = Storage::open(dir, &fs, &(clock.clone() as _)).unwrap();
+    Log::open(Arc::new(storage), fs, clock, config).unwrap()
+}
+
+fn rows(from: u32, count: u32) -> Records {
+    let mut rows = RecordsBuilder::default();
+    for i in from..from + count {
+        let header = (i % 3 == 0).then(|| ("n".to_owned(), Some(vec![i as u8])));
+        rows.push(i64::from(i), Some(&i.to_be_bytes()), Some(&[b'v'; 20]), header);
+    }
+    rows.finish()
+}
+
+fn create(log: &Log, partitions: u32) -> LogId {
+    let id = LogId(log.allocate_id());
+    let spec = LogSpec { id, kind: LogKind::Records, partitions, owner: "test".into() };
+    log.commit_blocking(Commit { creates: vec![spec], ..Commit::default() }).unwrap();
+    id
+}
+
+fn append(log: &Log, id: LogId, records: Records) -> (Offset, Offset) {
+    let appends = vec![Append { log: id, partition: P0, records }];
+    log.commit_blocking(Commit { appends, ..Commit::default() }).unwrap().appended[0]
+}
+
+fn read_all(log: &Log, id: LogId, max_records: usize) -> Vec<(u64, i64)> {
+    let mut reader = log.partition(id, P0).unwrap().reader();
+    let mut at = log.partition(id, P0).unwrap().log_start_offset();
+    let mut seen = Vec::new();
+    while let Some(batch) = reader.read(at, END, max_records, 1 << 20).unwrap() {
+        assert!(batch.len() <= max_records);
+        at = batch.next_offset().unwrap();
+        seen.extend(batch.offsets.iter().copied().zip(batch.records.timestamps.iter().copied()));
+    }
+    seen
+}
+
+fn expected(count: u32) -> Vec<(u64, i64)> {
+    (0..count).map(|i| (u64::from(i), i64::from(i))).collect()
+}
+
+#[test]
+fn what_is_committed_is_read_back_also_after_a_reopen() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = create(&log, 2);
+    assert_eq!(append(&log, id, rows(0, 5)), (Offset(0), Offset(5)));
+    assert_eq!(append(&log, id, rows(5, 1)), (Offset(5), Offset(6)));
+    assert_eq!(append(&log, id, rows(6, 4000)), (Offset(6), Offset(4006)));
+    for max in [1, 7, 100_000] {
+        assert_eq!(read_all(&log, id, max), expected(4006), "{max} a batch");
+    }
+    let next_id = log.allocate_id();
+    append(&log, id, rows(4006, 1));
+    log.close();
+    drop(log);
+    let log = open(dir.path(), LogConfig::default());
+    assert_eq!(read_all(&log, id, 1000), expected(4007));
+    assert!(log.allocate_id() > next_id, "an id was given out twice");
+    assert_eq!(append(&log, id, rows(4007, 1)), (Offset(4007), Offset(4008)));
+}
+
+#[test]
+fn a_refused_commit_leaves_no_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = create(&log, 1);
+    let epoch = |n: u8| (b"g/epoch".to_vec(), Some(vec![n]));
+    let metadata = vec![epoch(1)];
+    log.commit_blocking(Commit { metadata, ..Commit::default() }).unwrap();
+    let fenced = Commit {
+        guards: vec![Guard { key: b"g/epoch".to_vec(), expected: Some(vec![0]) }],
+        appends: vec![Append { log: id, partition: P0, records: rows(0, 1) }],
+        metadata: vec![epoch(9)],
+        ..Commit::default()
+    };
+    let error = log.commit_blocking(fenced).unwrap_err();
+    assert_eq!(error, CommitError::Fenced { key: "g/epoch".into() });
+    assert_eq!(log.metadata_get(b"g/epoch").unwrap(), Some(vec![1]));
+    assert_eq!(log.partition(id, P0).unwrap().durable_offset(), Offset(0));
+    let missing = vec![Append { log: LogId(99), partition: P0, records: rows(0, 1) }];
+    let error = log.commit_blocking(Commit { appends: missing, ..Commit::default() });
+    let unknown = CommitError::UnknownPartition { log: LogId(99), partition: P0 };
+    assert_eq!(error.unwrap_err(), unknown);
+    log.close();
+    let error = log.commit_blocking(Commit::default()).unwrap_err();
+    assert!(matches!(error, CommitError::Stopped { .. }), "{error}");
+}
+
+#[test]
+fn a_full_disk_refuses_records_and_takes_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = LogConfig { min_free_bytes: u64::MAX, ..LogConfig::default() };
+    let log = open(dir.path(), config);
+    let id = create(&log, 1);
+    let appends = vec![Append { log: id, partition: P0, records: rows(0, 1) }];
+    let error = log.commit_blocking(Commit { appends, ..Commit::default() }).unwrap_err();
+    assert!(matches!(error, CommitError::DiskFull { .. }), "{error}");
+    create(&log, 1);
+}
+
+#[test]
+fn truncated_records_are_gone_and_the_error_says_where_to_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = create(&log, 1);
+    append(&log, id, rows(0, 5));
+    append(&log, id, rows(5, 5));
+    let truncates = vec![(id, P0, Offset(7))];
+    log.commit_blocking(Commit { truncates, ..Commit::default() }).unwrap();
+    for reopened in [false, true] {
+        let log = if reopened {
+            log.close();
+            open_again(&log, dir.path())
+        } else {
+            log.clone()
+        };
+        let partition = log.partition(id, P0).unwrap();
+        let error = partition.reader().read(Offset(0), END, 10, 1000).unwrap_err();
+        let below = ReadError::BelowStart { partition: P0, from: Offset(0), start: Offset(7) };
+        assert_eq!(error, below);
+        let error = partition.reader().read(Offset(11), END, 10, 1000).unwrap_err();
+        let beyond = ReadError::BeyondEnd { partition: P0, from: Offset(11), end: Offset(10) };
+        assert_eq!(error, beyond);
+        assert_eq!(read_all(&log, id, 10), [(7, 7), (8, 8), (9, 9)]);
+        if reopened {
+            break;
+        }
+    }
+}
+
+/// A copy of the directory, opened: the original stays locked while its handle lives.
+fn open_again(_closed: &Log, dir: &Path) -> Log {
+    let copy = tempfile::tempdir().unwrap().keep();
+    copy_dir(dir, &copy);
+    open(&copy, LogConfig::default())
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_reader_reaches_the_marker_hops_and_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let (old, new) = (create(&log, 1), create(&log, 1));
+    append(&log, old, rows(0, 4));
+    append(&log, new, rows(100, 3));
+    let name: crate::types::TopicName = "delays".parse().unwrap();
+    let id = TopicId(log.allocate_id());
+    let state = TopicState::plain(id, name.clone(), TopicFormat::Json, 1, old);
+    let topics = vec![TopicChange::Create(state.clone())];
+    log.commit_blocking(Commit { topics, ..Commit::default() }).unwrap();
+    let topic = log.topics().get(&name).unwrap();
+    let partition = topic.partition(P0).unwrap();
+    let (mut wakes, _guard) = partition.watch();
+    let mut reader = partition.reader();
+    let mut read = |from: u64| reader.read(Offset(from), END, 2, 1000).unwrap();
+    let batch = |first: u64, value: u32, n: u32| {
+        TopicRead::Records(Batch::contiguous(Offset(first), rows(value, n)))
+    };
+    assert_eq!(read(0), batch(0, 0, 2));
+    assert_eq!(read(2), batch(2, 2, 2));
+    assert_eq!(read(4), TopicRead::End);
+    wakes.mark_unchanged();
+    let swapped = state.swapped(vec![Offset(4)], new, Some(2), vec![Offset(2)]);
+    let stale = TopicChange::Put(state);
+    let topics = vec![TopicChange::Put(swapped)];
+    log.commit_blocking(Commit { topics, ..Commit::default() }).unwrap();
+    assert!(wakes.has_changed().unwrap(), "followers were not woken by the swap");
+    wakes.mark_unchanged();
+    let hop = TopicRead::Swap {
+        at: Offset(4),
+        next: Offset(7),
+        generation_from: None,
+        generation_to: Some(2),
+    };
+    assert_eq!(read(4), hop);
+    assert_eq!(read(7), batch(7, 102, 1));
+    assert_eq!(read(5), batch(5, 100, 2), "the rebuilt history");
+    assert_eq!((partition.start_offset(), partition.end_offset()), (Offset(5), Offset(8)));
+    append(&log, new, rows(103, 1));
+    assert!(wakes.has_changed().unwrap(), "followers were not moved to the new log");
+    assert_eq!(read(8), batch(8, 103, 1));
+    let topics = vec![stale];
+    let error = log.commit_blocking(Commit { topics, ..Commit::default() }).unwrap_err();
+    assert_eq!(error, CommitError::Conflict { topic: name, current: 2 });
+}

@@ -1,0 +1,600 @@
+//! The head: sled as a bounded commit log and catalogue.
+//!
+//! [`Storage::apply`] makes one atomic step, [`Storage::sync`] makes all steps before it durable:
+//! sled's flush, which ends short of the disk, then an fsync of sled's file, then the sequence of
+//! the last durable step into a small file of our own, by which a lost tail is found at open.
+//!
+//! **Invariant:** one sled database, one tree, one data directory lock. A failure to write or sync is
+//! final: the storage refuses everything from then on, because the kernel may have dropped the
+//! pages it could not write. Nothing read from sled is used before its frame is checked.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
+use super::fs::{File, FileSystem};
+use crate::clock::SharedClock;
+
+/// The version of everything below the data directory; formats.md describes it.
+pub const FORMAT_VERSION: u32 = 1;
+
+const TIP_KEY: &[u8] = b"m/tip";
+const STORE_ID_KEY: &[u8] = b"m/store-id";
+/// Cannot be changed for a database that exists. With it, values of 64 KiB stay out of sled's blobs.
+const SLED_SEGMENT_BYTES: usize = 8 << 20;
+const SLED_CACHE_BYTES: u64 = 64 << 20;
+/// The high-water mark has two slots a sector apart, written in turn: a torn write spoils only one.
+const SLOT_BYTES: u64 = 512;
+
+/// Why the storage did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error(
+        "cannot {what} {path}: {source}; check that the directory exists, is writable and has space"
+    )]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// Another host has the directory.
+    #[error(
+        "the data directory {dir} is in use by another host: stop that host or choose another directory"
+    )]
+    Locked {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The directory belongs to something else, or to another version.
+    #[error("{dir} is not a data directory of this version: {detail}")]
+    Format {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was found instead.
+        detail: String,
+    },
+    /// Bytes on disk are not what was written.
+    #[error("{place} is damaged: {detail}; restore the data directory from a backup")]
+    Damaged {
+        /// File or key.
+        place: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The head ends before what was acknowledged.
+    #[error(
+        "{dir} has lost commits: it ends at commit {found}, but {acknowledged} was acknowledged; restore it from a backup"
+    )]
+    LostTail {
+        /// The data directory.
+        dir: PathBuf,
+        /// The last commit that is there.
+        found: u64,
+        /// The last commit that was made durable.
+        acknowledged: u64,
+    },
+    /// An earlier write failed, and that is final.
+    #[error(
+        "storage stopped after a failed write ({reason}): check the disk, then restart the host"
+    )]
+    Stopped {
+        /// The first failure.
+        reason: String,
+    },
+}
+
+impl Error {
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { what, path, source }
+    }
+}
+
+/// Keys and values that change together. A later change of a key replaces an earlier one.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct WriteBatch {
+    changes: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl WriteBatch {
+    /// Sets `key` to `value`.
+    pub fn put(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.changes.insert(key.into(), Some(value.into()));
+    }
+
+    /// Removes `key`; nothing happens if it is not there.
+    pub fn delete(&mut self, key: impl Into<Vec<u8>>) {
+        self.changes.insert(key.into(), None);
+    }
+
+    /// Whether nothing changes.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+}
+
+struct State {
+    /// Sequence of the last applied batch.
+    sequence: u64,
+    /// Keys whose values lie in chunks, and in how many.
+    chunked: HashMap<Vec<u8>, u32>,
+}
+
+/// The head of one data directory, open.
+pub struct Storage {
+    dir: PathBuf,
+    store_id: u64,
+    db: sled::Db,
+    /// Our own descriptor on sled's file: flush ends in sync_file_range, which is no fsync.
+    db_file: std::fs::File,
+    /// Written between batches only: a reader that holds it sees whole batches.
+    state: RwLock<State>,
+    high_water: Mutex<Box<dyn File>>,
+    /// The first failure; set once.
+    stopped: Mutex<Option<String>>,
+    /// Dropped last, so that sled is closed before another host may enter.
+    _lock: Box<dyn Send + Sync>,
+}
+
+impl Storage {
+    /// Opens the data directory, or creates it where there is none.
+    pub fn open(dir: &Path, fs: &Arc<dyn FileSystem>, clock: &SharedClock) -> Result<Self, Error> {
+        fs.create_dir_all(dir).map_err(Error::io("create", dir))?;
+        let lock_path = dir.join("lock");
+        let lock = fs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
+        let lock = lock.ok_or_else(|| Error::Locked { dir: dir.to_owned() })?;
+        let format = read_format(dir, fs.as_ref())?;
+        let head = dir.join("head");
+        let db = open_sled(&head)?;
+        let db_path = head.join("db");
+        let db_file = std::fs::OpenOptions::new().read(true).write(true).open(&db_path);
+        let db_file = db_file.map_err(Error::io("open", &db_path))?;
+        let high_water_path = dir.join("high-water");
+        let (tip, store_id) =
+            guarded("head", || Ok((read_number(&db, TIP_KEY)?, read_number(&db, STORE_ID_KEY)?)))?;
+        let high_water = match format {
+            Some(_) => fs.open(&high_water_path).map_err(Error::io("open", &high_water_path))?,
+            None if tip.is_some_and(|tip| tip > 1) => {
+                let detail = "commits are there, but the file named format is not".to_owned();
+                return Err(Error::Format { dir: dir.to_owned(), detail });
+            }
+            None => fs.create(&high_water_path).map_err(Error::io("create", &high_water_path))?,
+        };
+        let mut storage = Self {
+            dir: dir.to_owned(),
+            store_id: store_id.unwrap_or_else(|| clock.random() | 1),
+            db,
+            db_file,
+            state: RwLock::new(State { sequence: tip.unwrap_or(0), chunked: HashMap::new() }),
+            high_water: Mutex::new(high_water),
+            stopped: Mutex::new(None),
+            _lock: lock,
+        };
+        match format {
+            Some(store_id) => storage.check(store_id, tip)?,
+            None => storage.create(fs.as_ref())?,
+        }
+        storage.find_chunks()?;
+        Ok(storage)
+    }
+
+    /// The random number that names this store in all its files.
+    pub fn store_id(&self) -> u64 {
+        self.store_id
+    }
+
+    /// The data directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Sequence of the last applied batch.
+    pub fn sequence(&self) -> u64 {
+        self.state.read().sequence
+    }
+
+    /// The value of `key`.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let _whole = self.state.read();
+        guarded("head", || match self.db.get(key).map_err(|e| sled_error(&e))? {
+            Some(frame) => Ok(Some(self.assemble(key, &frame)?)),
+            None => Ok(None),
+        })
+    }
+
+    /// Shows all keys that begin with `prefix` and their values, in the order of keys.
+    pub fn scan(&self, prefix: &[u8], mut see: impl FnMut(&[u8], Vec<u8>)) -> Result<(), Error> {
+        let _whole = self.state.read();
+        guarded("head", || {
+            for entry in self.db.scan_prefix(prefix) {
+                let (key, frame) = entry.map_err(|e| sled_error(&e))?;
+                let value = self.assemble(&key, &frame)?;
+                see(&key, value);
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes all changes of `batch` at once; returns its sequence. Durable after [`Storage::sync`].
+    pub fn apply(&self, batch: WriteBatch) -> Result<u64, Error> {
+        self.check_running()?;
+        let mut state = self.state.write();
+        let sequence = state.sequence + 1;
+        let mut sled_batch = sled::Batch::default();
+        for (key, value) in batch.changes {
+            debug_assert!(key.first() != Some(&frame::CHUNK_PREFIX));
+            let old_chunks = state.chunked.remove(&key).unwrap_or(0);
+            let mut new_chunks = 0;
+            match value {
+                None => sled_batch.remove(&key[..]),
+                Some(value) if value.len() <= MAX_PAYLOAD_BYTES => {
+                    sled_batch.insert(&key[..], frame::encode(&key, Kind::Whole, sequence, &value));
+                }
+                Some(value) => {
+                    for chunk in value.chunks(MAX_PAYLOAD_BYTES) {
+                        let name = frame::chunk_key(&key, new_chunks);
+                        let framed = frame::encode(&name, Kind::Chunk, sequence, chunk);
+                        sled_batch.insert(name, framed);
+                        new_chunks += 1;
+                    }
+                    let head = frame::encode_chunked(value.len() as u64, new_chunks);
+                    let framed = frame::encode(&key, Kind::Chunked, sequence, &head);
+                    sled_batch.insert(&key[..], framed);
+                }
+            }
+            for index in new_chunks..old_chunks {
+                sled_batch.remove(frame::chunk_key(&key, index));
+            }
+            if new_chunks > 0 {
+                state.chunked.insert(key, new_chunks);
+            }
+        }
+        let tip = sequence.to_le_bytes();
+        sled_batch.insert(TIP_KEY, frame::encode(TIP_KEY, Kind::Whole, sequence, &tip));
+        let applied =
+            guarded("head", || self.db.apply_batch(sled_batch).map_err(|e| sled_error(&e)));
+        applied.map_err(|e| self.stop(e))?;
+        state.sequence = sequence;
+        Ok(sequence)
+    }
+
+    /// Makes every batch applied before the call durable. A failure is final.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.check_running()?;
+        let sequence = self.sequence();
+        let flushed = guarded("head", || self.db.flush().map_err(|e| sled_error(&e)));
+        flushed.map_err(|e| self.stop(e))?;
+        let synced = self.db_file.sync_data();
+        synced.map_err(|e| self.stop(Error::io("sync", &self.dir.join("head/db"))(e)))?;
+        self.write_high_water(sequence).map_err(|e| self.stop(e))
+    }
+
+    /// Syncs a last time. Dropping the storage without it loses nothing that was acknowledged.
+    pub fn close(self) -> Result<(), Error> {
+        self.sync()?;
+        let path = self.dir.join("high-water");
+        self.high_water.lock().sync().map_err(Error::io("sync", &path))
+    }
+
+    fn check_running(&self) -> Result<(), Error> {
+        match &*self.stopped.lock() {
+            Some(reason) => Err(Error::Stopped { reason: reason.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    fn stop(&self, error: Error) -> Error {
+        self.stopped.lock().get_or_insert_with(|| error.to_string());
+        error
+    }
+
+    /// The value behind the frame under `key`, put together where it lies in chunks.
+    fn assemble(&self, key: &[u8], stored: &[u8]) -> Result<Vec<u8>, Error> {
+        let head = decode(key, stored)?;
+        match head.kind {
+            Kind::Whole => Ok(head.payload.to_vec()),
+            Kind::Chunk => Err(damaged(key, "a chunk lies where a value should")),
+            Kind::Chunked => {
+                let (total_bytes, chunks) = frame::decode_chunked(head.payload)
+                    .ok_or_else(|| damaged(key, "its chunk count is cut off"))?;
+                let mut value = Vec::with_capacity(total_bytes as usize);
+                for index in 0..chunks {
+                    let name = frame::chunk_key(key, index);
+                    let stored = self.db.get(&name).map_err(|e| sled_error(&e))?;
+                    let stored = stored.ok_or_else(|| damaged(key, "a chunk is missing"))?;
+                    let chunk = decode(&name, &stored)?;
+                    if chunk.sequence != head.sequence || chunk.kind != Kind::Chunk {
+                        return Err(damaged(key, "a chunk belongs to another commit"));
+                    }
+                    value.extend_from_slice(chunk.payload);
+                }
+                if value.len() as u64 != total_bytes {
+                    return Err(damaged(key, "its chunks do not add up"));
+                }
+                Ok(value)
+            }
+        }
+    }
+
+    /// First use of a directory. The file `format` comes last: without it nothing was acknowledged.
+    fn create(&mut self, fs: &dyn FileSystem) -> Result<(), Error> {
+        let segments = self.dir.join("segments");
+        let occupied = fs.list(&segments).is_ok_and(|entries| !entries.is_empty());
+        if occupied {
+            let detail = "segments are there, but the file named format is not".to_owned();
+            return Err(Error::Format { dir: self.dir.clone(), detail });
+        }
+        let mut batch = WriteBatch::default();
+        batch.put(STORE_ID_KEY, self.store_id.to_le_bytes());
+        self.state.get_mut().sequence = 0;
+        self.apply(batch)?;
+        self.write_high_water(0)?;
+        self.sync()?;
+        let path = self.dir.join("high-water");
+        self.high_water.get_mut().sync().map_err(Error::io("sync", &path))?;
+        let head = self.dir.join("head");
+        fs.sync_dir(&head).map_err(Error::io("sync", &head))?;
+        let (path, temporary) = (self.dir.join("format"), self.dir.join("format.tmp"));
+        let text = format!("anabranch {FORMAT_VERSION} {:016x}\n", self.store_id);
+        let write = || {
+            let file = fs.create(&temporary)?;
+            file.write_at(text.as_bytes(), 0)?;
+            file.sync()?;
+            fs.rename(&temporary, &path)?;
+            fs.sync_dir(&self.dir)
+        };
+        write().map_err(Error::io("write", &path))
+    }
+
+    /// Later uses: what sled holds must be the same store, and not end before what was promised.
+    fn check(&self, store_id: u64, tip: Option<u64>) -> Result<(), Error> {
+        let acknowledged = self.read_high_water()?;
+        let found = tip.unwrap_or(0);
+        if found < acknowledged.max(1) {
+            return Err(Error::LostTail { dir: self.dir.clone(), found, acknowledged });
+        }
+        if store_id != self.store_id {
+            let (a, b) = (store_id, self.store_id);
+            let detail = format!("file format names store {a:016x}, the head store {b:016x}");
+            return Err(Error::Format { dir: self.dir.clone(), detail });
+        }
+        Ok(())
+    }
+
+    fn find_chunks(&mut self) -> Result<(), Error> {
+        let mut chunked = HashMap::new();
+        guarded("head", || {
+            for key in self.db.scan_prefix([frame::CHUNK_PREFIX]).keys() {
+                let key = key.map_err(|e| sled_error(&e))?;
+                let owner = frame::chunk_owner(&key)
+                    .ok_or_else(|| damaged(&key, "it is not the key of a chunk"))?;
+                *chunked.entry(owner.to_vec()).or_insert(0) += 1;
+            }
+            Ok(())
+        })?;
+        self.state.get_mut().chunked = chunked;
+        Ok(())
+    }
+
+    /// Not synced each time: a mark that is too low after a power cut is still true.
+    fn write_high_water(&self, sequence: u64) -> Result<(), Error> {
+        let mut slot = [0; 20];
+        slot[..8].copy_from_slice(&sequence.to_le_bytes());
+        slot[8..16].copy_from_slice(&self.store_id.to_le_bytes());
+        let crc = crc32c::crc32c(&slot[..16]);
+        slot[16..].copy_from_slice(&crc.to_le_bytes());
+        let written = self.high_water.lock().write_at(&slot, (sequence % 2) * SLOT_BYTES);
+        written.map_err(Error::io("write", &self.dir.join("high-water")))
+    }
+
+    fn read_high_water(&self) -> Result<u64, Error> {
+        let file = self.high_water.lock();
+        let mark = [0, SLOT_BYTES].into_iter().filter_map(|at| {
+            let mut slot = [0; 20];
+            file.read_at(&mut slot, at).ok()?;
+            let crc = u32::from_le_bytes(slot[16..].try_into().ok()?);
+            let sequence = u64::from_le_bytes(slot[..8].try_into().ok()?);
+            (crc == crc32c::crc32c(&slot[..16])).then_some(sequence)
+        });
+        mark.max().ok_or_else(|| Error::Damaged {
+            place: self.dir.join("high-water").display().to_string(),
+            detail: "neither of its two slots has a valid crc32c".to_owned(),
+        })
+    }
+}
+
+/// The store id in the file `format`; `None` where there is no such file.
+fn read_format(dir: &Path, fs: &dyn FileSystem) -> Result<Option<u64>, Error> {
+    let path = dir.join("format");
+    let file = match fs.open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(Error::io("open", &path))?,
+    };
+    let mut text = vec![0; file.len().map_err(Error::io("read", &path))?.min(1024) as usize];
+    file.read_at(&mut text, 0).map_err(Error::io("read", &path))?;
+    let text = String::from_utf8_lossy(&text);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let version = FORMAT_VERSION.to_string();
+    match words[..] {
+        ["anabranch", found, id] if found == version => u64::from_str_radix(id, 16).ok(),
+        _ => None,
+    }
+    .map(Some)
+    .ok_or_else(|| Error::Format {
+        dir: dir.to_owned(),
+        detail: format!(
+            "file format says {:?}, this host reads \"anabranch {version}\"; use the host that wrote it",
+            text.trim()
+        ),
+    })
+}
+
+fn open_sled(head: &Path) -> Result<sled::Db, Error> {
+    // A snapshot that a killed host was writing makes sled refuse to open. It is always a copy.
+    if let Ok(entries) = std::fs::read_dir(head) {
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("snap.") && name.ends_with(".generating") {
+                std::fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+            }
+        }
+    }
+    guarded(&head.display().to_string(), || {
+        sled::Config::new()
+            .path(head)
+            .segment_size(SLED_SEGMENT_BYTES)
+            .cache_capacity(SLED_CACHE_BYTES)
+            .flush_every_ms(None)
+            .open()
+            .map_err(|e| match e {
+                sled::Error::Io(source) => Error::io("open", head)(source),
+                other => sled_error(&other),
+            })
+    })
+}
+
+fn read_number(db: &sled::Db, key: &[u8]) -> Result<Option<u64>, Error> {
+    let Some(stored) = db.get(key).map_err(|e| sled_error(&e))? else { return Ok(None) };
+    let number = decode(key, &stored)?.payload.try_into();
+    let number = number.map_err(|_| damaged(key, "it is not a number of 8 bytes"))?;
+    Ok(Some(u64::from_le_bytes(number)))
+}
+
+/// sled panics on bytes that it does not expect; that is an answer, not a reason to go down.
+fn guarded<T>(place: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let detail = text.unwrap_or("the database panicked").to_owned();
+        Err(Error::Damaged { place: place.to_owned(), detail })
+    })
+}
+
+fn sled_error(error: &sled::Error) -> Error {
+    Error::Damaged { place: "the head".to_owned(), detail: error.to_string() }
+}
+
+fn decode<'a>(key: &[u8], stored: &'a [u8]) -> Result<frame::Frame<'a>, Error> {
+    frame::decode(key, stored).map_err(|detail| damaged(key, detail))
+}
+
+fn damaged(key: &[u8], detail: &str) -> Error {
+    Error::Damaged {
+        place: format!("the value of key \"{}\" in the head", key.escape_ascii()),
+        detail: detail.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, SystemClock};
+    use crate::storage::OsFileSystem;
+
+    fn open(dir: &Path) -> Result<Storage, Error> {
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        Storage::open(dir, &fs, &SystemClock::shared())
+    }
+
+    fn put(key: &[u8], value: &[u8]) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        batch.put(key, value);
+        batch
+    }
+
+    #[test]
+    fn values_of_every_size_survive_a_reopen() {
+        let dir = tempfile::tempdir().unwrap();
+        let sizes = [0, 1, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 300_000];
+        let value = |size: usize| (0..size).map(|i| i as u8).collect::<Vec<_>>();
+        let storage = open(dir.path()).unwrap();
+        for size in sizes {
+            storage.apply(put(format!("d{size}").as_bytes(), &value(size))).unwrap();
+        }
+        let id = storage.store_id();
+        storage.close().unwrap();
+        let storage = open(dir.path()).unwrap();
+        assert_eq!(storage.store_id(), id);
+        for size in sizes {
+            assert_eq!(storage.get(format!("d{size}").as_bytes()).unwrap(), Some(value(size)));
+        }
+        let mut seen = 0;
+        storage.scan(b"d", |_, _| seen += 1).unwrap();
+        assert_eq!(seen, sizes.len());
+        let mut batch = WriteBatch::default();
+        for size in sizes {
+            batch.delete(format!("d{size}"));
+        }
+        storage.apply(batch).unwrap();
+        let left: Vec<_> = storage.db.iter().keys().map(|k| k.unwrap().to_vec()).collect();
+        assert_eq!(left, [STORE_ID_KEY, TIP_KEY], "chunks outlived their value");
+    }
+
+    #[test]
+    fn a_second_host_is_told_where_the_first_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = open(dir.path()).unwrap();
+        let second = open(dir.path()).err().map(|e| e.to_string()).unwrap();
+        assert!(second.contains(&dir.path().display().to_string()), "{second}");
+        assert!(second.contains("another host"), "{second}");
+    }
+
+    #[test]
+    fn a_lost_tail_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path()).unwrap();
+        storage.apply(put(b"d", b"1")).unwrap();
+        storage.write_high_water(storage.sequence() + 1).unwrap();
+        storage.sync().unwrap();
+        storage.write_high_water(9).unwrap();
+        drop(storage);
+        let error = open(dir.path()).err().unwrap();
+        assert!(matches!(error, Error::LostTail { found: 2, acknowledged: 9, .. }), "{error}");
+    }
+
+    #[test]
+    fn another_format_and_half_a_directory_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path()).unwrap();
+        storage.apply(put(b"d", b"1")).unwrap();
+        storage.close().unwrap();
+        let format = dir.path().join("format");
+        let text = std::fs::read_to_string(&format).unwrap();
+        std::fs::write(&format, text.replace("anabranch 1", "anabranch 2")).unwrap();
+        let error = open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("anabranch 2"), "{error}");
+        std::fs::remove_file(&format).unwrap();
+        let error = open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("format is not"), "{error}");
+        std::fs::write(&format, text).unwrap();
+        assert_eq!(open(dir.path()).unwrap().get(b"d").unwrap(), Some(b"1".to_vec()));
+    }
+
+    #[test]
+    fn damage_in_the_head_is_an_error_and_no_panic() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = open(dir.path()).unwrap();
+        for i in 0..200u32 {
+            storage.apply(put(&i.to_be_bytes(), &[7; 1000])).unwrap();
+        }
+        storage.close().unwrap();
+        let db = dir.path().join("head/db");
+        let mut bytes = std::fs::read(&db).unwrap();
+        for byte in bytes.iter_mut().skip(1000).step_by(97) {
+            *byte ^= 0x55;
+        }
+        std::fs::write(&db, bytes).unwrap();
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let clock: SharedClock = ManualClock::new(0, 1);
+        assert!(Storage::open(dir.path(), &fs, &clock).is_err());
+    }
+}
