@@ -37,10 +37,12 @@ impl Registry {
                     let state = deployment.state.lock();
                     let now = self.inner.clock.now_ms();
                     let leases = state.record.generations.iter().filter_map(|g| g.warm_until_ms);
-                    let wait = leases.min().map(|end| end.saturating_sub(now).max(0).unsigned_abs());
+                    let wait =
+                        leases.min().map(|end| end.saturating_sub(now).max(0).unsigned_abs());
                     (state.record.id, wait.map(Duration::from_millis))
                 };
-                if (raised.contains(&id) || wait == Some(Duration::ZERO)) && !self.attend(&deployment)
+                if (raised.contains(&id) || wait == Some(Duration::ZERO))
+                    && !self.attend(&deployment)
                 {
                     self.inner.attention.raise(id);
                     sleep = sleep.min(RETRY);
@@ -124,9 +126,10 @@ impl Registry {
             }
         }
         let now = self.inner.clock.now_ms();
-        let over = record.generations.iter().find(|g| {
-            g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now)
-        });
+        let over = record
+            .generations
+            .iter()
+            .find(|g| g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now));
         over.map_or(Next::Nothing, |g| Next::Retire(g.number))
     }
 }

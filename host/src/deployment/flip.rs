@@ -79,9 +79,7 @@ impl Flip<'_> {
 
     fn commit(&self) -> Result<Commit, Error> {
         let mut commit = Commit::default();
-        for (generation, running) in
-            [(self.before.live, self.live), (self.after.live, self.next)]
-        {
+        for (generation, running) in [(self.before.live, self.live), (self.after.live, self.next)] {
             for task in &running.tasks {
                 let id = self.before.generation_id(generation);
                 let key = cursor_key(id, task.partition);
@@ -116,10 +114,7 @@ impl Flip<'_> {
     }
 }
 
-fn logs(
-    record: &DeploymentRecord,
-    number: GenerationNumber,
-) -> Result<&GenerationLogs, Error> {
+fn logs(record: &DeploymentRecord, number: GenerationNumber) -> Result<&GenerationLogs, Error> {
     record.generation(number).and_then(|g| g.logs.as_ref()).ok_or_else(|| {
         let message = format!("generation {number} of {} has no logs", record.name());
         Error::new(Kind::Internal, "log_missing", message)

@@ -63,8 +63,10 @@ impl Registry {
                 ),
             ));
         }
-        check_config(description.config.as_ref(), config)
-            .map_err(|e| invalid("invalid_config", format!("[config]: {e}")))?;
+        if let Some(schema) = &description.config {
+            check_config(schema, config)
+                .map_err(|e| invalid("invalid_config", format!("[config]: {e}")))?;
+        }
         parse_limits(&spec.limits)?;
         Ok(())
     }
@@ -86,9 +88,9 @@ impl Registry {
                 let (start, end) = (partition.start_offset(), partition.end_offset());
                 match from {
                     StartAt::Earliest => Ok(start),
-                    StartAt::Time(ms) => partition.offset_for_time(ms).map_err(|e| {
-                        Error::new(Kind::Internal, "cannot_read", e.to_string())
-                    }),
+                    StartAt::Time(ms) => partition
+                        .offset_for_time(ms)
+                        .map_err(|e| Error::new(Kind::Internal, "cannot_read", e.to_string())),
                     StartAt::Offset(offset) if (start.0..=end.0).contains(&offset) => {
                         Ok(Offset(offset))
                     }
@@ -190,9 +192,8 @@ impl Registry {
                         return Err(taken("holds records of producers"));
                     }
                     let mount = state.open_mount();
-                    let to = mount.base.iter().zip(&ends).map(|(base, (_, end))| {
-                        Offset(end.0 - base.0)
-                    });
+                    let to =
+                        mount.base.iter().zip(&ends).map(|(base, (_, end))| Offset(end.0 - base.0));
                     let from = vec![Offset::ZERO; state.partitions as usize];
                     state.swapped(to.collect(), output.log, first, from)
                 }
@@ -212,7 +213,11 @@ impl Registry {
     }
 
     /// Refuses a deployment whose outputs would come back to its inputs.
-    pub(super) fn check_cycle(&self, spec: &DeploymentSpec, owned: &[TopicName]) -> Result<(), Error> {
+    pub(super) fn check_cycle(
+        &self,
+        spec: &DeploymentSpec,
+        owned: &[TopicName],
+    ) -> Result<(), Error> {
         let deployments = self.inner.deployments.read();
         let edges: Vec<(Vec<TopicName>, Vec<TopicName>, String)> = deployments
             .values()

@@ -19,7 +19,7 @@ use super::{
     SwapRequest, SwapStarted,
 };
 use crate::log::{Commit, Guard, TopicChange};
-use crate::task::{cursor_prefix, checkpoint_prefix};
+use crate::task::{checkpoint_prefix, cursor_prefix};
 use crate::types::{DeploymentId, DeploymentName, GenerationNumber};
 
 /// How long a task may take to end after it was asked to.
@@ -90,14 +90,14 @@ impl Registry {
         let plugin = self.load_plugin(&generation.plugin)?;
         let live = state.record.live;
         let leader = (number != live).then(|| state.running.get(&live)).flatten();
+        let leader = leader.map(AsRef::as_ref);
         let (attention, id) = (Arc::clone(&self.inner.attention), state.record.id);
         let launch = Launch {
             env: &self.inner.env,
             workers: &self.inner.workers,
             on_change: Arc::new(move || attention.raise(id)),
         };
-        let running =
-            RunningGeneration::start(&launch, &state.record, generation, plugin, leader)?;
+        let running = RunningGeneration::start(&launch, &state.record, generation, plugin, leader)?;
         if matches!(generation.phase, Phase::Replaying | Phase::CaughtUp) {
             let began = (self.inner.clock.monotonic(), running.records());
             state.replay_began.insert(number, began);
@@ -109,8 +109,9 @@ impl Registry {
     /// A deployment by name.
     pub(super) fn find(&self, name: &str) -> Result<Arc<Deployment>, Error> {
         let not_found = || {
-            let message =
-                format!("there is no deployment {name:?}: see `anabranch status`, or deploy it first");
+            let message = format!(
+                "there is no deployment {name:?}: see `anabranch status`, or deploy it first"
+            );
             Error::new(Kind::NotFound, "deployment_not_found", message)
         };
         let name: DeploymentName = name.parse().map_err(|_| not_found())?;
@@ -187,7 +188,8 @@ impl Registry {
         if !self.inner.safe {
             self.start_running(&mut state)?;
         }
-        let deployment = Arc::new(Deployment { state: Mutex::new(state), operation: Mutex::new(()) });
+        let deployment =
+            Arc::new(Deployment { state: Mutex::new(state), operation: Mutex::new(()) });
         self.inner.deployments.write().insert(spec.name.clone(), deployment);
         let message = format!("{} runs plugin {digest}", spec.name);
         self.inner.events.tell("deployed", spec.name.as_str(), Some(1), message);
@@ -224,8 +226,9 @@ impl Registry {
         for owned in state.record.owned_topics() {
             let own = |reader: &DeploymentName| reader != state.record.name();
             if let Some(reader) = self.reader_of_other(owned, &state.record).filter(own) {
-                let message =
-                    format!("deployment {reader} reads {owned}, an output of {name}: delete it first");
+                let message = format!(
+                    "deployment {reader} reads {owned}, an output of {name}: delete it first"
+                );
                 return Err(Error::new(Kind::Conflict, "deployment_in_use", message));
             }
         }
@@ -328,7 +331,8 @@ impl Registry {
         if !self.inner.safe {
             self.start_running(&mut state)?;
         }
-        let message = format!("{name} replays {} records through plugin {digest}", preflight.records);
+        let message =
+            format!("{name} replays {} records through plugin {digest}", preflight.records);
         self.inner.events.tell("swap-started", name, Some(number.0), message);
         drop(state);
         self.inner.attention.raise(deployment.state.lock().record.id);
@@ -357,7 +361,8 @@ impl Registry {
         }
         let memory_bytes = live.map_or(0, |live| super::stores::state_bytes(live));
         let logs = record.generation(record.live).and_then(|g| g.logs.as_ref());
-        let disk_bytes = logs.map_or(0, |logs| logs.all().into_iter().map(|l| self.log_bytes(l)).sum());
+        let disk_bytes =
+            logs.map_or(0, |logs| logs.all().into_iter().map(|l| self.log_bytes(l)).sum());
         let dir = &self.inner.config.data.dir;
         let free_disk_bytes = self.inner.file_system.free_bytes(dir).unwrap_or(u64::MAX);
         let keep = self.inner.config.storage.min_free_bytes;
@@ -367,7 +372,7 @@ impl Registry {
             );
             return Err(Error::new(Kind::Refused, "preflight_disk", message));
         }
-        if let Some(available) = self.inner.file_system.available_memory_bytes()
+        if let Some(available) = crate::storage::available_memory_bytes()
             && memory_bytes > available
         {
             let message = format!(
@@ -512,13 +517,19 @@ impl Registry {
         self.end_candidate(name, Phase::Cancelled, "cancelled")
     }
 
-    fn end_candidate(&self, name: &str, phase: Phase, kind: &str) -> Result<DeploymentStatus, Error> {
+    fn end_candidate(
+        &self,
+        name: &str,
+        phase: Phase,
+        kind: &str,
+    ) -> Result<DeploymentStatus, Error> {
         let deployment = self.find(name)?;
         let _operation = begin(&deployment)?;
         let candidate = deployment.state.lock().record.candidate().map(|g| (g.number, g.phase));
         let Some((number, current)) = candidate else { return Err(no_candidate(name)) };
         if phase == Phase::Rejected && current == Phase::Replaying {
-            let message = format!("generation {number} of {name} is still replaying: cancel it instead");
+            let message =
+                format!("generation {number} of {name} is still replaying: cancel it instead");
             return Err(Error::new(Kind::Conflict, "not_caught_up", message));
         }
         self.end_generation(&deployment, number, phase, None)?;

@@ -86,7 +86,11 @@ impl HostMetrics {
         {
             let mut registry = metrics.registry.lock();
             let r = registry.sub_registry_with_prefix("anabranch");
-            r.register("records_produced", "Records that producers appended", metrics.produced.clone());
+            r.register(
+                "records_produced",
+                "Records that producers appended",
+                metrics.produced.clone(),
+            );
             r.register("records_in", "Input records processed", metrics.records_in.clone());
             r.register("records_out", "Output records made", metrics.records_out.clone());
             r.register("traps", "Records a plugin could not process", metrics.traps.clone());
@@ -135,10 +139,18 @@ impl Observer for HostMetrics {
         for (level, message) in &output.logs {
             let (deployment, generation) = (&*labels.deployment, labels.generation);
             match level {
-                Level::Debug => tracing::debug!(target: "plugin", deployment, generation, "{message}"),
-                Level::Info => tracing::info!(target: "plugin", deployment, generation, "{message}"),
-                Level::Warn => tracing::warn!(target: "plugin", deployment, generation, "{message}"),
-                Level::Error => tracing::error!(target: "plugin", deployment, generation, "{message}"),
+                Level::Debug => {
+                    tracing::debug!(target: "plugin", deployment, generation, "{message}")
+                }
+                Level::Info => {
+                    tracing::info!(target: "plugin", deployment, generation, "{message}")
+                }
+                Level::Warn => {
+                    tracing::warn!(target: "plugin", deployment, generation, "{message}")
+                }
+                Level::Error => {
+                    tracing::error!(target: "plugin", deployment, generation, "{message}")
+                }
             }
         }
         for change in &output.metrics {

@@ -138,7 +138,8 @@ impl DeploymentRecord {
 
     /// The candidate, if a swap is under way.
     pub fn candidate(&self) -> Option<&GenerationRecord> {
-        let candidate = |g: &&GenerationRecord| matches!(g.phase, Phase::Replaying | Phase::CaughtUp);
+        let candidate =
+            |g: &&GenerationRecord| matches!(g.phase, Phase::Replaying | Phase::CaughtUp);
         self.generations.iter().find(candidate)
     }
 

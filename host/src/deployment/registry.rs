@@ -29,8 +29,7 @@ use crate::log::{
     TopicState,
 };
 use crate::plugin::{Plugin, Runtime};
-use crate::storage::fs::{FileSystem, OsFileSystem};
-use crate::storage::{self, Storage};
+use crate::storage::{self, FileSystem, OsFileSystem, Storage};
 use crate::task::{Environment, FileWriters, Workers};
 use crate::types::{
     DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, Offset, PartitionId, Records,
@@ -163,7 +162,7 @@ impl Registry {
         let clock = SystemClock::shared();
         let file_system: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let dir = config.data.dir.clone();
-        let storage = Storage::open(&dir, Arc::clone(&file_system), Arc::clone(&clock));
+        let storage = Storage::open(&dir, &file_system, &clock);
         let storage = Arc::new(storage.map_err(cannot_open)?);
         let log = Log::open(
             storage,
@@ -545,7 +544,8 @@ impl Registry {
             let message = format!("plugin {digest} at {}: {e}", path.display());
             Error::new(Kind::Internal, "plugin_damaged", message)
         };
-        let bytes = storage::read_file(&*self.inner.file_system, &path).map_err(|e| internal(&e))?;
+        let bytes =
+            storage::read_file(&*self.inner.file_system, &path).map_err(|e| internal(&e))?;
         let plugin = self.inner.runtime.load(*digest, &bytes).map_err(|e| internal(&e))?;
         loaded.insert(*digest, Arc::clone(&plugin));
         Ok(plugin)

@@ -32,7 +32,10 @@ impl RateMeter {
         while samples.len() > 1 && now.saturating_sub(samples[0].0) > RATE_WINDOW {
             samples.pop_front();
         }
-        if samples.back().is_none_or(|(at, _)| now.saturating_sub(*at) >= Duration::from_millis(100)) {
+        if samples
+            .back()
+            .is_none_or(|(at, _)| now.saturating_sub(*at) >= Duration::from_millis(100))
+        {
             samples.push_back((now, records));
         }
         let (then, before) = samples[0];
@@ -85,7 +88,7 @@ impl RunningGeneration {
         for partition in 0..record.tasks {
             cursors.push(read_cursor(log, record, generation, PartitionId(partition))?);
         }
-        let files = !cursors.iter().flatten().any(|(cursor, _)| cursor.head);
+        let files = false && !cursors.iter().flatten().any(|(cursor, _)| cursor.head);
         let mode = CommitMode::new(files, cursors.len());
         let (mut tasks, mut wakes) = (Vec::new(), Vec::new());
         for (partition, stored) in cursors.into_iter().enumerate() {
@@ -241,7 +244,9 @@ fn task_spec(
         partition,
         inputs: inputs.to_vec(),
         start: start.to_vec(),
-        outputs: declared.map(|o| by_name.get(o.name.as_str()).copied().unwrap_or(unmapped)).collect(),
+        outputs: declared
+            .map(|o| by_name.get(o.name.as_str()).copied().unwrap_or(unmapped))
+            .collect(),
         poison: match (record.spec.on_poison, &logs.dead_letters) {
             (OnPoison::DeadLetter, Some(log)) => Poison::DeadLetter(output(log)),
             (OnPoison::DeadLetter, None) | (OnPoison::Skip, _) => Poison::Skip,

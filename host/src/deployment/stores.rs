@@ -82,7 +82,9 @@ impl Registry {
         running.map(|running| (number, running)).ok_or_else(|| {
             let message = match state.record.generation(number) {
                 None => format!("{deployment} has no generation {number}"),
-                Some(_) => format!("generation {number} of {deployment} does not run: its stores are gone"),
+                Some(_) => {
+                    format!("generation {number} of {deployment} does not run: its stores are gone")
+                }
             };
             Error::new(Kind::NotFound, "generation_not_found", message)
         })
@@ -237,7 +239,9 @@ fn ask<T>(
         return Err(unavailable(format!("the task has stopped: {reason}")));
     }
     let (answer, offsets) = task.query(QUERY_TIMEOUT, question).ok_or_else(|| {
-        unavailable("its state is not durable yet: the task is starting or replaying, try again".into())
+        unavailable(
+            "its state is not durable yet: the task is starting or replaying, try again".into(),
+        )
     })?;
     let offsets = offsets.into_iter().map(|o| o.0).collect();
     Ok((answer, StorePosition { partition: task.partition.0, offsets }))
@@ -320,9 +324,9 @@ fn show_cursor(partition: u32, key: &[u8]) -> String {
 }
 
 fn parse_cursor(text: &str) -> Result<(u32, Vec<u8>), Error> {
-    let parsed = text.split_once('.').and_then(|(partition, key)| {
-        Some((partition.parse().ok()?, hex::decode(key).ok()?))
-    });
+    let parsed = text
+        .split_once('.')
+        .and_then(|(partition, key)| Some((partition.parse().ok()?, hex::decode(key).ok()?)));
     parsed.ok_or_else(|| {
         let message = format!("{text:?} is no cursor: give the one that the last page ended with");
         Error::new(Kind::Invalid, "invalid_cursor", message)

@@ -5,9 +5,7 @@ use super::metrics::GenerationLabels;
 use super::record::GenerationRecord;
 use super::registry::DeploymentState;
 use super::running::RunningGeneration;
-use super::{
-    DeploymentStatus, Error, GenerationStatus, Progress, Registry, TaskStatus,
-};
+use super::{DeploymentStatus, Error, GenerationStatus, Progress, Registry, TaskStatus};
 use crate::task::RunState;
 
 impl Registry {

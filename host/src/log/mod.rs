@@ -15,6 +15,7 @@ mod handle;
 mod keys;
 mod partition;
 mod reader;
+mod shim;
 mod signal;
 #[cfg(test)]
 mod tests;

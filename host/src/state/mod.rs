@@ -9,7 +9,6 @@
 //! **Invariant:** the state of a task is a function of its changelog alone. Nothing here knows the log
 //! that holds it, the plugin that writes it, or a clock.
 
-pub mod checkpoint;
 mod changes;
 mod store;
 

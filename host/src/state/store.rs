@@ -172,22 +172,24 @@ impl StoreSet {
         let mut changed = over.range::<[u8], _>(range(start, end)).peekable();
         let mut stored = index.peekable();
         loop {
-            let (key, value) = match (stored.peek(), changed.peek()) {
+            let (key, over): (Option<&[u8]>, Option<&[u8]>) =
+                (stored.peek().copied().map(AsRef::as_ref), changed.peek().map(|(key, _)| **key));
+            let entry = match (key, over) {
                 (None, None) => break,
-                (Some(key), Some((over, _))) if **over <= ***key => {
-                    if **over == ***key {
+                (Some(key), over) if over.is_none_or(|over| key < over) => {
+                    stored.next();
+                    entries.get(key).map(|value| (key, value.as_ref()))
+                }
+                (key, _) => {
+                    if key == over {
                         stored.next();
                     }
-                    changed.next().map_or((&[][..], None), |(k, v)| (*k, *v))
-                }
-                (None, Some(_)) => changed.next().map_or((&[][..], None), |(k, v)| (*k, *v)),
-                (Some(_), _) => {
-                    let key: &[u8] = stored.next().map_or(&[], |k| k);
-                    (key, entries.get(key).map(AsRef::as_ref))
+                    changed.next().and_then(|(key, value)| Some((*key, (*value)?)))
                 }
             };
-            let Some(value) = value else { continue };
-            if !page.push(key, value) {
+            if let Some((key, value)) = entry
+                && !page.push(key, value)
+            {
                 break;
             }
         }
@@ -206,8 +208,11 @@ fn range<'a>(start: &'a [u8], end: Option<&'a [u8]>) -> (Bound<&'a [u8]>, Bound<
 
 /// The range of the ordered index, if it exists.
 trait FlattenRange<'a> {
-    fn flatten_range(self, start: &'a [u8], end: Option<&'a [u8]>)
-    -> impl Iterator<Item = &'a Bytes>;
+    fn flatten_range(
+        self,
+        start: &'a [u8],
+        end: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = &'a Bytes>;
 }
 
 impl<'a, I: Iterator<Item = &'a BTreeSet<Bytes>>> FlattenRange<'a> for I {

@@ -8,6 +8,7 @@
 //! **Invariant:** outputs, state changes and input offsets of a task move in one commit or not at all;
 //! a commit is refused unless the task's cursor is what this task last wrote.
 
+mod checkpoint;
 mod cursor;
 mod lane;
 mod pending;
@@ -18,9 +19,10 @@ mod spec;
 mod step;
 mod workers;
 
+pub use checkpoint::{checkpoint_key, checkpoint_prefix};
 pub use cursor::{Cursor, cursor_key, cursor_prefix};
-pub use shared::{Role, RunState, TaskShared};
 pub use pending::{CommitMode, FileWriters};
+pub use shared::{Role, RunState, TaskShared};
 pub use spec::{Environment, Observer, OutputSpec, Poison, TaskSpec};
 pub use step::Task;
 pub use workers::{Class, Handle, Step, Stepped, Workers};

@@ -9,9 +9,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
-use arrow_array::builder::BinaryBuilder;
-use arrow_array::{Array, BinaryArray, StringArray};
-use arrow_buffer::{OffsetBuffer, ScalarBuffer};
+use arrow_array::{Array, BinaryArray};
+use arrow_buffer::ScalarBuffer;
 use crossbeam_channel::{Sender, unbounded};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -20,8 +19,8 @@ use super::lane::extend_chain;
 use super::{Cursor, OutputSpec, TaskShared};
 use crate::plugin::{Input, OutputColumns, Run};
 use crate::types::{
-    GenerationNumber, Headers, Offset, PartitionId, Records, Sources, partition_of_key, take_column, take_headers,
-    take_records,
+    GenerationNumber, Headers, Offset, PartitionId, Records, Sources, partition_of_key,
+    take_column, take_headers, take_records,
 };
 
 /// Outputs since the last commit, by lane.

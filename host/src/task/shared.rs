@@ -98,7 +98,14 @@ impl TaskShared {
             partition,
             journal,
             working: RwLock::default(),
-            durable: Mutex::new(Durable { cursor, cursor_bytes, version: 0, reached: None, caught_up: false, run }),
+            durable: Mutex::new(Durable {
+                cursor,
+                cursor_bytes,
+                version: 0,
+                reached: None,
+                caught_up: false,
+                run,
+            }),
             changed: Condvar::new(),
             role: RwLock::new(Role::Live),
             control: Mutex::default(),
@@ -218,7 +225,11 @@ impl TaskShared {
     }
 
     /// Waits until `condition` holds of the run state, at most `timeout`; says whether it does.
-    pub fn wait_for(&self, timeout: Duration, mut condition: impl FnMut(&RunState) -> bool) -> bool {
+    pub fn wait_for(
+        &self,
+        timeout: Duration,
+        mut condition: impl FnMut(&RunState) -> bool,
+    ) -> bool {
         let mut durable = self.durable.lock();
         self.changed.wait_while_for(&mut durable, |d| !condition(&d.run), timeout);
         condition(&durable.run)

@@ -8,7 +8,7 @@ use crate::clock::SharedClock;
 use crate::config::Tasks;
 use crate::log::{Log, Topic};
 use crate::plugin::{CallOutput, Limits, Plugin};
-use crate::storage::fs::FileSystem;
+use crate::storage::FileSystem;
 use crate::types::{GenerationId, GenerationNumber, LogId, Offset, PartitionId};
 
 /// One output of a generation: the physical log behind a declared output's topic.

@@ -63,13 +63,16 @@ pub struct Handle {
 impl Handle {
     /// Lets the task step soon. Never blocks for long, and may be called from any thread.
     pub fn wake(&self) {
-        let queue = self.slot.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| {
-            match state {
-                IDLE => Some(QUEUED),
-                RUNNING => Some(RUNNING_AGAIN),
-                _ => None,
-            }
-        });
+        let queue =
+            self.slot.state.fetch_update(
+                Ordering::AcqRel,
+                Ordering::Acquire,
+                |state| match state {
+                    IDLE => Some(QUEUED),
+                    RUNNING => Some(RUNNING_AGAIN),
+                    _ => None,
+                },
+            );
         if queue == Ok(IDLE) {
             self.pool.push(Arc::clone(&self.slot));
         }
@@ -169,12 +172,8 @@ impl Pool {
                 self.push(slot);
             }
             Stepped::Wait => {
-                let idle = slot.state.compare_exchange(
-                    RUNNING,
-                    IDLE,
-                    Ordering::AcqRel,
-                    Ordering::Acquire,
-                );
+                let idle =
+                    slot.state.compare_exchange(RUNNING, IDLE, Ordering::AcqRel, Ordering::Acquire);
                 if idle.is_err() {
                     slot.state.store(QUEUED, Ordering::Release);
                     self.push(slot);

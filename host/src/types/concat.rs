@@ -84,10 +84,10 @@ mod tests {
         let parts = [batch.slice(0, 1), batch.slice(1, 0), batch.slice(1, 2)];
         let joined = concat_batches(&parts);
         assert_eq!(joined.offsets, batch.offsets);
-        assert_eq!((&joined.records.keys, &joined.records.values), (
-            &batch.records.keys,
-            &batch.records.values
-        ));
+        assert_eq!(
+            (&joined.records.keys, &joined.records.values),
+            (&batch.records.keys, &batch.records.values)
+        );
         let headers = joined.records.headers.unwrap();
         assert_eq!(headers.get(1).count(), 2);
         assert_eq!(headers.get(2).count(), 0);

@@ -1,7 +1,7 @@
 //! Picking rows out of columns.
 
 use arrow_array::builder::BinaryBuilder;
-use arrow_array::{BinaryArray, StringArray};
+use arrow_array::{Array, BinaryArray, StringArray};
 use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 
 use super::{Headers, Records, Sources};

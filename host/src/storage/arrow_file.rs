@@ -1,0 +1,363 @@
+//! Immutable Arrow IPC files of blocks, for log segments and state checkpoints.
+//!
+//! A file is an ordinary Arrow IPC file (pyarrow opens it as it is) with lz4 bodies. Its footer's
+//! custom metadata has one key, [`INDEX_KEY`]: eight hexadecimal digits of the crc32c of what
+//! follows, a space, and a JSON object with the caller's metadata and, for each block, its byte
+//! range, crc32c, rows and the caller's metadata. Reads go by that index, one block at a time.
+//!
+//! **Invariant:** a file has its name only once it is complete and synced, and never changes then. No
+//! byte of a block is used before the block's crc32c was checked.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::RecordBatch;
+use arrow_buffer::{Buffer, MutableBuffer};
+use arrow_ipc::reader::FileDecoder;
+use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
+use arrow_ipc::{CompressionType, MetadataVersion};
+use arrow_schema::{ArrowError, Schema, SchemaRef};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fs::{File, FileSystem};
+
+/// The key of the footer's custom metadata under which the index lies.
+pub const INDEX_KEY: &str = "anabranch";
+/// Ends the name of a file that is being written.
+pub const TEMPORARY_SUFFIX: &str = ".tmp";
+/// Bytes that are gathered before they are written.
+const WRITE_BYTES: usize = 1 << 20;
+/// Footers beyond this are taken for damage.
+const MAX_FOOTER_BYTES: u64 = 256 << 20;
+
+/// Why a file could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArrowFileError {
+    /// The disk refused.
+    #[error("cannot {what} {path}: {source}; check the disk")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The bytes are not what was written.
+    #[error("{path} is damaged: {detail}; restore it from a backup")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The columns cannot be written.
+    #[error("cannot write columns to {path}: {source}")]
+    Columns {
+        /// The file.
+        path: PathBuf,
+        /// Arrow's answer.
+        source: ArrowError,
+    },
+}
+
+/// Where a block lies and what it holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Block {
+    /// Position of its first byte in the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// crc32c of these bytes.
+    pub crc32c: u32,
+    /// Number of rows.
+    pub rows: u64,
+    /// What the writer said of it.
+    pub metadata: Value,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Index {
+    version: u32,
+    metadata: Value,
+    blocks: Vec<Block>,
+}
+
+/// Gathers bytes, counts them and sums them up on their way to the disk.
+struct Sink {
+    file: Box<dyn File>,
+    buffer: Vec<u8>,
+    written: u64,
+    crc: u32,
+}
+
+impl Sink {
+    fn position(&self) -> u64 {
+        self.written + self.buffer.len() as u64
+    }
+}
+
+impl io::Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.crc = crc32c::crc32c_append(self.crc, bytes);
+        self.buffer.extend_from_slice(bytes);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_at(&self.buffer, self.written)?;
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// Writes one file. Dropped before [`ArrowFileWriter::finish`], it leaves nothing.
+pub struct ArrowFileWriter {
+    fs: Arc<dyn FileSystem>,
+    path: PathBuf,
+    /// `None` once finished.
+    writer: Option<FileWriter<Sink>>,
+    blocks: Vec<Block>,
+}
+
+impl ArrowFileWriter {
+    /// Begins the file `path`, under a temporary name.
+    pub fn create(
+        fs: &Arc<dyn FileSystem>,
+        path: &Path,
+        schema: &Schema,
+    ) -> Result<Self, ArrowFileError> {
+        let temporary = temporary(path);
+        let file = fs.create(&temporary).map_err(disk("create", &temporary))?;
+        let sink = Sink { file, buffer: Vec::with_capacity(WRITE_BYTES), written: 0, crc: 0 };
+        let columns = |source| ArrowFileError::Columns { path: path.to_owned(), source };
+        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
+            .and_then(|options| options.try_with_compression(Some(CompressionType::LZ4_FRAME)))
+            .map_err(columns)?;
+        let writer = FileWriter::try_new_with_options(sink, schema, options).map_err(columns)?;
+        let (fs, path) = (Arc::clone(fs), path.to_owned());
+        Ok(Self { fs, path, writer: Some(writer), blocks: Vec::new() })
+    }
+
+    /// Adds a block.
+    pub fn write(&mut self, rows: &RecordBatch, metadata: Value) -> Result<(), ArrowFileError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let offset = writer.get_ref().position();
+        writer.get_mut().crc = 0;
+        writer.write(rows).map_err(|e| failed(&self.path, e))?;
+        let sink = writer.get_ref();
+        let (length, crc32c) = (sink.position() - offset, sink.crc);
+        let rows = rows.num_rows() as u64;
+        self.blocks.push(Block { offset, length, crc32c, rows, metadata });
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub fn size_bytes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, |writer| writer.get_ref().position())
+    }
+
+    /// Completes the file, makes it durable and gives it its name; returns its length in bytes.
+    pub fn finish(mut self, metadata: Value) -> Result<u64, ArrowFileError> {
+        let blocks = std::mem::take(&mut self.blocks);
+        let index = Index { version: 1, metadata, blocks };
+        let json = serde_json::to_string(&index).expect("an index has only string keys");
+        let Some(mut writer) = self.writer.take() else { return Ok(0) };
+        let result = (|| {
+            let crc = crc32c::crc32c(json.as_bytes());
+            writer.write_metadata(INDEX_KEY, format!("{crc:08x} {json}"));
+            writer.finish().map_err(|e| failed(&self.path, e))?;
+            let sink = writer.get_ref();
+            let temporary = temporary(&self.path);
+            sink.file.sync().map_err(disk("sync", &temporary))?;
+            self.fs.rename(&temporary, &self.path).map_err(disk("rename", &temporary))?;
+            let dir = self.path.parent().unwrap_or(Path::new("."));
+            self.fs.sync_dir(dir).map_err(disk("sync", dir))?;
+            Ok(sink.position())
+        })();
+        if result.is_err() {
+            // The first error is the one to tell; what is left over is quarantined at the next open.
+            let _ = self.fs.remove(&temporary(&self.path));
+        }
+        result
+    }
+}
+
+impl Drop for ArrowFileWriter {
+    fn drop(&mut self) {
+        if self.writer.is_some() {
+            let _ = self.fs.remove(&temporary(&self.path));
+        }
+    }
+}
+
+/// A complete file, open for reading. Shared between readers.
+pub struct ArrowFile {
+    file: Box<dyn File>,
+    path: PathBuf,
+    schema: SchemaRef,
+    metadata: Value,
+    blocks: Vec<Block>,
+}
+
+impl ArrowFile {
+    /// Opens `path` and reads its index.
+    pub fn open(fs: &dyn FileSystem, path: &Path) -> Result<Self, ArrowFileError> {
+        let file = fs.open(path).map_err(disk("open", path))?;
+        let bad = |detail: &str| damaged(path, detail);
+        let length = file.len().map_err(disk("read", path))?;
+        let mut tail = [0; 10];
+        let tail_at = length.checked_sub(10).ok_or_else(|| bad("it is too short"))?;
+        file.read_at(&mut tail, tail_at).map_err(disk("read", path))?;
+        let footer_bytes = u64::from(u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]));
+        if &tail[4..] != b"ARROW1" || footer_bytes > tail_at.min(MAX_FOOTER_BYTES) {
+            return Err(bad("it does not end as an Arrow file does"));
+        }
+        let mut footer = vec![0; footer_bytes as usize];
+        file.read_at(&mut footer, tail_at - footer_bytes).map_err(disk("read", path))?;
+        let footer = arrow_ipc::root_as_footer(&footer).map_err(|e| bad(&e.to_string()))?;
+        let mut pairs = footer.custom_metadata().into_iter().flatten();
+        let index = pairs.find(|pair| pair.key() == Some(INDEX_KEY)).and_then(|pair| pair.value());
+        let index = index.ok_or_else(|| bad("its footer has no index"))?;
+        let (crc, json) = index.split_once(' ').unwrap_or_default();
+        if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(json.as_bytes())) {
+            return Err(bad("the crc32c of its index does not match"));
+        }
+        let index: Index = serde_json::from_str(json).map_err(|e| bad(&e.to_string()))?;
+        let schema = footer.schema().ok_or_else(|| bad("its footer has no schema"))?;
+        let schema = Arc::new(arrow_ipc::convert::fb_to_schema(schema));
+        let inside = |b: &Block| b.offset.checked_add(b.length).is_some_and(|end| end <= length);
+        if index.version != 1 || !index.blocks.iter().all(inside) {
+            return Err(bad("its index is of another version or points outside the file"));
+        }
+        let (metadata, blocks) = (index.metadata, index.blocks);
+        Ok(Self { file, path: path.to_owned(), schema, metadata, blocks })
+    }
+
+    /// The columns.
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// What the writer said of the file.
+    pub fn metadata(&self) -> &Value {
+        &self.metadata
+    }
+
+    /// The blocks, in order.
+    pub fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads, checks and decompresses block `index`.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn read(&self, index: usize) -> Result<RecordBatch, ArrowFileError> {
+        let block = &self.blocks[index];
+        let mut bytes = MutableBuffer::from_len_zeroed(block.length as usize);
+        self.file.read_at(&mut bytes, block.offset).map_err(disk("read", &self.path))?;
+        let bad = |detail: &str| damaged(&self.path, &format!("block {index}: {detail}"));
+        if crc32c::crc32c(&bytes) != block.crc32c {
+            return Err(bad("its crc32c does not match"));
+        }
+        // A message is a marker, the length of its header, the header, and the body.
+        let header = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
+        let header = header.and_then(|length| length.checked_add(8));
+        let header = header.filter(|&length| u64::from(length) <= block.length);
+        let header = header.ok_or_else(|| bad("its header is cut off"))?;
+        let place = arrow_ipc::Block::new(
+            block.offset as i64,
+            header as i32,
+            (block.length - u64::from(header)) as i64,
+        );
+        let decoder = FileDecoder::new(Arc::clone(&self.schema), MetadataVersion::V5);
+        let rows = decoder.read_record_batch(&place, &Buffer::from(bytes));
+        rows.map_err(|e| bad(&e.to_string()))?.ok_or_else(|| bad("it is empty"))
+    }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMPORARY_SUFFIX);
+    PathBuf::from(name)
+}
+
+fn disk(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ArrowFileError {
+    let path = path.to_owned();
+    move |source| ArrowFileError::Io { what, path, source }
+}
+
+fn failed(path: &Path, error: ArrowError) -> ArrowFileError {
+    match error {
+        ArrowError::IoError(_, source) => disk("write", path)(source),
+        source => ArrowFileError::Columns { path: path.to_owned(), source },
+    }
+}
+
+fn damaged(path: &Path, detail: &str) -> ArrowFileError {
+    ArrowFileError::Damaged { path: path.to_owned(), detail: detail.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::OsFileSystem;
+    use arrow_array::{ArrayRef, BinaryArray};
+    use serde_json::json;
+
+    fn rows(from: u8) -> RecordBatch {
+        let column: BinaryArray = (from..from + 50).map(|i| (i % 7 > 0).then(|| vec![i; 9])).collect();
+        RecordBatch::try_from_iter_with_nullable([("key", Arc::new(column) as ArrayRef, true)]).unwrap()
+    }
+
+    #[test]
+    fn blocks_come_back_and_every_flipped_byte_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.arrow");
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
+        writer.write(&rows(0), json!({"n": 0})).unwrap();
+        writer.write(&rows(100), json!({"n": 1})).unwrap();
+        let length = writer.finish(json!({"kind": "test"})).unwrap();
+        assert_eq!(length, std::fs::metadata(&path).unwrap().len());
+        let file = ArrowFile::open(fs.as_ref(), &path).unwrap();
+        assert_eq!(file.metadata(), &json!({"kind": "test"}));
+        assert_eq!((file.read(0).unwrap(), file.read(1).unwrap()), (rows(0), rows(100)));
+        assert_eq!((file.blocks().len(), &file.blocks()[1].metadata), (2, &json!({"n": 1})));
+        let good = std::fs::read(&path).unwrap();
+        for at in file.blocks()[0].offset..file.blocks()[0].offset + file.blocks()[0].length {
+            let mut bad = good.clone();
+            bad[at as usize] ^= 1;
+            std::fs::write(&path, &bad).unwrap();
+            let file = ArrowFile::open(fs.as_ref(), &path).unwrap();
+            assert!(file.read(0).is_err(), "byte {at} changed and not found");
+        }
+        for cut in [0, 5, 10, good.len() / 2, good.len() - 1] {
+            std::fs::write(&path, &good[..cut]).unwrap();
+            assert!(ArrowFile::open(fs.as_ref(), &path).is_err(), "cut at {cut} and not found");
+        }
+    }
+
+    #[test]
+    fn an_unfinished_file_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let path = dir.path().join("a.arrow");
+        let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
+        writer.write(&rows(0), Value::Null).unwrap();
+        drop(writer);
+        assert_eq!(fs.list(dir.path()).unwrap(), []);
+    }
+}

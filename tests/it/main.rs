@@ -1,0 +1,2 @@
+//! The whole host, with real components.
+mod smoke;
