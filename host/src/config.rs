@@ -57,6 +57,8 @@ section!(
     Http {
         /// Address to listen on. Loopback unless said otherwise: there is no authentication yet.
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7766)),
+        /// Whether an address that other machines can reach is allowed all the same.
+        insecure: bool = false,
         /// Largest request body in bytes: a produce request is held in memory while it is parsed.
         max_body_bytes: usize = 64 << 20,
         /// Most records that one fetch returns: a reply is built in memory.
@@ -88,6 +90,8 @@ section!(
         max_key_bytes: usize = 64 << 10,
         /// Largest value in bytes.
         max_value_bytes: usize = 8 << 20,
+        /// Most bytes of a record's header names and values.
+        max_header_bytes: usize = 64 << 10,
         /// Most partitions of a topic: each costs memory and a task for each deployment that reads it.
         max_partitions: u32 = 256,
     }
@@ -222,6 +226,10 @@ impl Config {
                 .parse()
                 .map(toml::Value::Integer)
                 .map_err(|_| toml::de::Error::custom(format!("{value:?} is not a whole number")))?,
+            Some(toml::Value::Boolean(_)) => value
+                .parse()
+                .map(toml::Value::Boolean)
+                .map_err(|_| toml::de::Error::custom(format!("{value:?} is not true or false")))?,
             _ => toml::Value::String(value.to_owned()),
         };
         entries.insert(key.to_owned(), parsed);

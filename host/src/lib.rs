@@ -5,11 +5,13 @@
 //! `config`.
 #![warn(missing_docs)]
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deployment;
 pub mod log;
 pub mod plugin;
+pub mod server;
 pub mod state;
 pub mod storage;
 pub mod task;

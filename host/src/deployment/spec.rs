@@ -4,31 +4,37 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::types::{DeploymentName, TopicName};
 
 /// A deployment as its file describes it (TOML in a file, JSON over HTTP).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeploymentSpec {
     /// The deployment's name.
+    #[schema(value_type = String)]
     pub name: DeploymentName,
     /// The plugin: the digest of one that was pushed. In a file also a path, which the command line
     /// pushes and replaces by its digest.
     pub plugin: String,
     /// The topics that it reads, in the order that the plugin sees as input indexes.
+    #[schema(value_type = Vec<String>)]
     pub inputs: Vec<TopicName>,
     /// What becomes of a record that the plugin cannot process.
     #[serde(default)]
     pub on_poison: OnPoison,
     /// The plugin's output names and the topics that they become.
     #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
     pub outputs: BTreeMap<String, TopicName>,
     /// Handed to the plugin's `init` as JSON.
     #[serde(default = "empty_object")]
+    #[schema(value_type = Object)]
     pub config: serde_json::Value,
     /// Limits of one call; those left out have the host's defaults.
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub limits: serde_json::Map<String, serde_json::Value>,
     /// How its plugin is swapped.
     #[serde(default)]
@@ -40,7 +46,7 @@ fn empty_object() -> serde_json::Value {
 }
 
 /// What becomes of a record that the plugin cannot process or refuses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnPoison {
     /// It goes to the topic `<deployment>.dead-letters`, with the reason.
@@ -53,11 +59,12 @@ pub enum OnPoison {
 }
 
 /// `[swap]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SwapSpec {
     /// How long the old generation is kept warm for a rollback: `30s`, `10m`, `1h`, `2d`.
     #[serde(with = "span")]
+    #[schema(value_type = String)]
     pub warm_lease: Duration,
 }
 
@@ -119,7 +126,7 @@ impl From<StartAt> for String {
 }
 
 /// Whether a candidate goes live by itself once it has caught up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Approve {
     /// At once.
@@ -130,7 +137,7 @@ pub enum Approve {
 }
 
 /// Where a candidate's state comes from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StateFrom {
     /// From replaying history.
@@ -139,19 +146,21 @@ pub enum StateFrom {
 }
 
 /// A request to swap a deployment's plugin.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SwapRequest {
     /// The digest of the new plugin.
     pub plugin: String,
     /// A new configuration; the live generation's when left out.
     #[serde(default)]
+    #[schema(value_type = Option<Object>)]
     pub config: Option<serde_json::Value>,
     /// Where the state comes from.
     #[serde(default)]
     pub state: StateFrom,
     /// Where to begin.
     #[serde(default)]
+    #[schema(value_type = String)]
     pub from: StartAt,
     /// Who decides.
     #[serde(default)]
