@@ -1,2 +1,4 @@
-//! The whole host, with real components.
-mod smoke;
+//! The whole host, with real components: each module tests one promise.
+
+mod properties;
+mod support;

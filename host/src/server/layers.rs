@@ -24,7 +24,9 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
         match (app.registry(), app.enter()) {
             (Ok(_), Some(_held)) => next.run(request).await,
             (Err(problem), _) => problem.into_response(),
-            (Ok(_), None) => Problem::unavailable("stopping", "the host is stopping").into_response(),
+            (Ok(_), None) => {
+                Problem::unavailable("stopping", "the host is stopping").into_response()
+            }
         }
     } else {
         next.run(request).await
