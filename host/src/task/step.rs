@@ -19,6 +19,7 @@ use super::{
 };
 use crate::log::{Append, Commit, Guard, LogKind};
 use crate::plugin::Input;
+use crate::storage::crash_point;
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
 
 /// Records left below which a generation leaves files for the head: a second or two of work.
@@ -436,6 +437,7 @@ impl Parts {
     }
 
     fn through_head(mut self, env: &Environment, done: Done) {
+        crash_point("task-commit");
         for ((slot, partition), chunks) in self.lanes {
             let Some((log, _)) = Self::log_of(&self.spec, slot) else { continue };
             for records in join_up_to(chunks, APPEND_BYTES) {
@@ -461,6 +463,7 @@ impl Parts {
         let job_env = Arc::clone(env);
         env.files.submit(Box::new(move || match self.write(&job_env) {
             Ok(commit) => {
+                crash_point("replay-files-written");
                 let done = move |result: Result<_, crate::log::CommitError>| {
                     done(result.map(|_| ()).map_err(|e| e.to_string()));
                 };
