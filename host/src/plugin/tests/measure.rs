@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::Limits;
-use super::support::{MemoryState, input, instance};
+use super::support::{MemoryState, input, instance, load};
 use crate::clock::SystemClock;
 use crate::types::RecordsBuilder;
 
@@ -11,6 +11,11 @@ use crate::types::RecordsBuilder;
 fn a_crossing_is_paid_by_the_batch_and_not_by_the_record() {
     let clock = SystemClock::shared();
     for world in ["echo", "echo-record"] {
+        let plugin = load(world);
+        let start = clock.monotonic();
+        (0..200).for_each(|_| drop(plugin.instantiate(&json!({}), &Limits::default()).unwrap()));
+        let fresh_us = (clock.monotonic() - start).as_micros() / 200;
+        println!("{world:12} a fresh instance, init included: {fresh_us} us");
         for n in [1usize, 16, 256, 4096, 32768] {
             let mut rows = RecordsBuilder::default();
             for i in 0..n {

@@ -13,8 +13,13 @@ use crate::types::RecordsBuilder;
 struct Shared(Arc<Mutex<MemoryState>>);
 
 impl StateAccess for Shared {
-    fn get_many(&mut self, store: u32, keys: &BinaryArray) -> Result<BinaryArray, AccessError> {
-        self.0.lock().unwrap().get_many(store, keys)
+    fn get_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        limit_bytes: u32,
+    ) -> Result<BinaryArray, AccessError> {
+        self.0.lock().unwrap().get_many(store, keys, limit_bytes)
     }
 
     fn put_many(
