@@ -50,7 +50,16 @@ impl MemoryMeter {
 }
 
 impl ResourceLimiter for MemoryMeter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool> {
+        // The module's own maximum: `memory.grow` gives -1, on every machine.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
         let used = self.used_bytes.saturating_add((desired - current) as u64);
         if used > self.limit_bytes {
             let error = CallError::limit("bytes of memory", "memory_bytes", self.limit_bytes);
@@ -58,6 +67,15 @@ impl ResourceLimiter for MemoryMeter {
         }
         self.used_bytes = used;
         Ok(true)
+    }
+
+    /// A machine out of memory must not look to the guest like a limit: what it would do then is no
+    /// record's fault and differs from machine to machine.
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> Result<()> {
+        match error.downcast_ref::<std::io::Error>() {
+            Some(_) => refuse(CallError::Host(format!("no memory for a guest: {error}").into())),
+            None => Ok(()),
+        }
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {

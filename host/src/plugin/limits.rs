@@ -14,11 +14,12 @@ pub struct Limits {
     /// Linear memory of an instance in bytes, all its memories together. 256 MiB: Python and
     /// JavaScript guests need tens of megabytes before the first record.
     pub memory_bytes: u64,
-    /// Fuel of one call, about one unit an instruction, host calls included. 2e9 is about a second of
-    /// work: a thousand times what a batch of 4,096 records usually takes, and short enough that the
-    /// dozen failures of a halving end within seconds.
+    /// Fuel of one call, about one unit an instruction, host calls included. 1e9 is one to two seconds
+    /// of work: hundreds of times what a batch of 4,096 records usually takes, and short enough that
+    /// the dozen failures of a halving end within seconds. A batch that honestly needs more is halved
+    /// and goes through.
     pub fuel_per_call: u64,
-    /// Fuel for instantiation, `init` and `describe`, each. 2e10: interpreters set themselves up here.
+    /// Fuel for instantiation, `init` and `describe`, each. 5e9: interpreters set themselves up here.
     pub fuel_per_start: u64,
     /// Wall time of one call in milliseconds, the last resort: it stops the task and never blames a
     /// record. 60 s is far beyond what `fuel_per_call` allows, even on a busy machine.
@@ -56,8 +57,8 @@ impl Default for Limits {
         const MIB: u64 = 1 << 20;
         Self {
             memory_bytes: 256 * MIB,
-            fuel_per_call: 2_000_000_000,
-            fuel_per_start: 20_000_000_000,
+            fuel_per_call: 1_000_000_000,
+            fuel_per_start: 5_000_000_000,
             deadline_ms: 60_000,
             output_bytes_per_call: 64 * MIB,
             output_records_per_call: MIB,

@@ -197,6 +197,16 @@ fn a_plugin_is_compiled_once_and_again_when_its_entry_is_corrupt() {
     }
 }
 
+#[test]
+fn a_plugin_that_cannot_start_within_limits_is_refused() {
+    let traps = r#"(func $trap unreachable) (start $trap)"#;
+    let error = refusal(&module(traps));
+    assert!(error.contains("wasm `unreachable` instruction executed"), "{error}");
+    let greedy = "(memory $more 65536)";
+    let error = refusal(&module(greedy));
+    assert!(error.contains("bytes of memory of 268435456 (limit memory_bytes)"), "{error}");
+}
+
 fn modified(path: &std::path::Path) -> std::time::SystemTime {
     std::fs::metadata(path).unwrap().modified().unwrap()
 }

@@ -196,3 +196,23 @@ fn what_init_logs_is_kept() {
     assert_eq!(guest.take_start_logs(), [(Level::Info, "started".to_owned())]);
     assert!(call(&mut guest, numbered(1)).unwrap().logs.is_empty());
 }
+
+#[test]
+fn the_record_world_is_held_to_the_same_rules() {
+    let cases = [
+        ("error", "returned an error: asked to"),
+        ("lost", "output \"elsewhere\" is not declared by describe"),
+        ("large", "output out: an entry has 8388609 bytes, the limit value_bytes is 8388608"),
+        ("flood", "bytes of output of 67108864 (limit output_bytes_per_call)"),
+        ("set", "headers.set: only process of the columnar world may call it"),
+    ];
+    for (value, part) in cases {
+        let mut rows = RecordsBuilder::default();
+        for value in ["a", value, "b"] {
+            rows.push(1, None, Some(value.as_bytes()), []);
+        }
+        let mut echo = instance("echo-record", &json!({}), &Limits::default());
+        let error = call(&mut echo, rows.finish()).map(|output| output.outputs).unwrap_err();
+        assert!(error.is_guest_fault() && error.to_string().contains(part), "{value}: {error}");
+    }
+}
