@@ -128,6 +128,10 @@ fn exports_of_other_types_do_not_match() {
     let error = refusal(&wat::parse_str(format!("(component {EXPORTS})")).unwrap());
     assert!(error.starts_with("the plugin does not match anabranch:plugin@0.1.0: "), "{error}");
     assert!(error.contains("describe"), "{error}");
+    let shout = r#"(import "anabranch:plugin/log@0.1.0" (instance (export "shout" (func))))"#;
+    let error = refusal(&wat::parse_str(format!("(component {shout} {EXPORTS})")).unwrap());
+    assert!(error.starts_with("the plugin does not match anabranch:plugin@0.1.0: "), "{error}");
+    assert!(error.contains("anabranch:plugin/log@0.1.0") && error.contains("shout"), "{error}");
     let wrong = r#"(module (memory (export "memory") 1) (func (export "describe"))
         (func (export "init")) (func (export "process")))"#;
     let error = refusal(&wat::parse_str(wrong).unwrap());

@@ -10,7 +10,7 @@ use crate::types::RecordsBuilder;
 #[test]
 fn a_crossing_is_paid_by_the_batch_and_not_by_the_record() {
     let clock = SystemClock::shared();
-    for world in ["echo", "echo-record"] {
+    for world in ["echo", "echo-record", "stateful"] {
         let plugin = load(world);
         let start = clock.monotonic();
         (0..200).for_each(|_| drop(plugin.instantiate(&json!({}), &Limits::default()).unwrap()));
@@ -30,7 +30,9 @@ fn a_crossing_is_paid_by_the_batch_and_not_by_the_record() {
                     let start = clock.monotonic();
                     for _ in 0..rounds {
                         let (result, _) = guest.process(&given, Box::<MemoryState>::default());
-                        assert_eq!(result.unwrap().outputs[0].len(), n);
+                        let given_back: usize =
+                            result.unwrap().outputs.iter().map(|o| o.len()).sum();
+                        assert_eq!(given_back, if world == "stateful" { 0 } else { n });
                     }
                     (clock.monotonic() - start).as_nanos() / (rounds * n) as u128
                 })
