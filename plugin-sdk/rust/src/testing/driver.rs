@@ -174,8 +174,7 @@ impl<P: Plugin> TestDriver<P> {
                 let headers = std::mem::take(&mut world.call.headers_out);
                 self.reads += world.call.reads;
                 world.commit();
-                let highest = records.iter().map(|(record, _)| record.timestamp).max();
-                world.highest_timestamp = world.highest_timestamp.max(highest);
+                world.see(records.iter().map(|(record, _)| record.timestamp));
                 drop(world);
                 self.keep(records, results, &headers);
             }
@@ -183,7 +182,11 @@ impl<P: Plugin> TestDriver<P> {
                 self.host.world.borrow_mut().roll_back();
                 self.instance = None;
                 match records {
-                    [only] => self.refused.push(refused(only, reason)),
+                    [only] => {
+                        // It was seen all the same: stream time must not hang on how it failed.
+                        self.host.world.borrow_mut().see([only.0.timestamp]);
+                        self.refused.push(refused(only, reason));
+                    }
                     _ => {
                         let (first, second) = records.split_at(records.len() / 2);
                         self.process(first);

@@ -77,6 +77,11 @@ impl World {
         self.gauges.extend(call.gauges);
     }
 
+    /// Records at these times are done with.
+    pub(crate) fn see(&mut self, timestamps: impl IntoIterator<Item = i64>) {
+        self.highest_timestamp = self.highest_timestamp.max(timestamps.into_iter().max());
+    }
+
     pub(crate) fn roll_back(&mut self) {
         self.call = Overlay::default();
     }
