@@ -241,3 +241,16 @@ fn declarations_are_checked() {
     assert!(error(json!("early")).contains("declared after the configuration was read"));
     assert!(error(json!(1)).starts_with("the configuration is not as expected"));
 }
+
+/// The sum of many fractions, which a careless reader of JSON would bend at every step.
+#[test]
+fn fractions_are_read_back_exactly() {
+    use anabranch_plugin::Format;
+    let mut random = fastrand::Rng::with_seed(11);
+    for _ in 0..10_000 {
+        let number = random.f64() * 10f64.powi(random.i32(-30..30));
+        let mut bytes = Vec::new();
+        Json::<f64>::encode(&number, &mut bytes).unwrap();
+        assert_eq!(Json::<f64>::decode(&bytes).unwrap().to_bits(), number.to_bits());
+    }
+}
