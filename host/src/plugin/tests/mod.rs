@@ -3,6 +3,7 @@
 //! **Invariant:** a guest that is not built fails the test and names the command; nothing is skipped.
 
 mod admission;
+mod examples;
 mod limits;
 mod measure;
 mod results;
