@@ -255,7 +255,7 @@ impl Log {
         self.shared().storage.scan(prefix, see)
     }
 
-    /// Bytes of records in the head, not yet in a segment.
+    /// Bytes of memory that records in the head hold, about; they are not in a segment yet.
     pub fn head_bytes(&self) -> u64 {
         self.shared().head_bytes()
     }

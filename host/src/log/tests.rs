@@ -413,3 +413,83 @@ fn random_histories_read_as_a_list_does() {
         assert!(log.quarantined().is_empty(), "step {step}: {:?}", log.quarantined());
     }
 }
+
+/// The bytes of format version 1: what lies under each key, and a segment file. `ANABRANCH_BLESS=1`
+/// writes them anew, which is right only together with a new format version.
+#[test]
+fn golden_bytes_of_version_1_hold() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v1/log");
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = LogId(log.allocate_id());
+    let topic = TopicId(log.allocate_id());
+    let state = TopicState::plain(topic, "delays".parse().unwrap(), TopicFormat::Json, 1, id);
+    let spec = LogSpec { id, kind: LogKind::Outputs, partitions: 1, owner: "delays/g1".into() };
+    log.commit_blocking(Commit {
+        creates: vec![spec],
+        topics: vec![TopicChange::Create(state)],
+        metadata: vec![(b"c/1".to_vec(), Some(b"cursor".to_vec()))],
+        ..Commit::default()
+    })
+    .unwrap();
+    let sample = codec::tests::sample();
+    append(&log, id, sample.clone());
+    let segments = vec![direct(&log, id, 3, &sample)];
+    log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();
+    append(&log, id, Records { sources: None, ..sample.slice(0, 2) });
+    let truncates = vec![(id, P0, Offset(1))];
+    log.commit_blocking(Commit { truncates, ..Commit::default() }).unwrap();
+    let mut keys = String::new();
+    log.metadata_scan(b"", |key, value| {
+        keys += &format!("{}\n    {}\n", hex::encode(key), hex::encode(&value));
+        keys += &format!("    {} = {}\n", key.escape_ascii(), value.escape_ascii());
+    })
+    .unwrap();
+    let folder = dir.path().join("segments/1");
+    let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+    let segment = std::fs::read(file.path()).unwrap();
+    let mut reader = log.partition(id, P0).unwrap().reader();
+    let batch = reader.read(Offset(3), Offset(6), 10, 10_000).unwrap().unwrap();
+    assert_eq!(batch, Batch::contiguous(Offset(3), sample));
+    let files = [
+        ("keys.txt", keys.into_bytes()),
+        ("segment.arrow", segment),
+        ("segment.ndjson", ndjson(&batch).into_bytes()),
+    ];
+    for (name, bytes) in files {
+        let path = golden.join(name);
+        if std::env::var_os("ANABRANCH_BLESS").is_some() {
+            std::fs::create_dir_all(&golden).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let held = std::fs::read(&path).unwrap();
+        assert!(held == bytes, "{name} is not what version 1 of the format says");
+    }
+}
+
+/// What tests/pyarrow_check.py compares a segment with.
+fn ndjson(batch: &Batch) -> String {
+    let binary = |column: &arrow_array::BinaryArray, i: usize| {
+        let valid = arrow_array::Array::is_valid(column, i);
+        valid.then(|| hex::encode(column.value(i)))
+    };
+    let row = |i: usize| {
+        let records = &batch.records;
+        let headers = records.headers.iter().flat_map(|h| h.get(i));
+        let headers: Vec<_> = headers.map(|(name, value)| (name, value.map(hex::encode))).collect();
+        let source = records.sources.as_ref().map(|s| {
+            let place = (s.inputs[i], s.partitions[i], s.offsets[i], s.ordinals[i]);
+            (s.generation.0, place.0, place.1, place.2, place.3)
+        });
+        let row = serde_json::json!({
+            "offset": batch.offsets[i],
+            "timestamp": records.timestamps[i],
+            "key": binary(&records.keys, i),
+            "value": binary(&records.values, i),
+            "headers": headers,
+            "source": source,
+        });
+        format!("{row}\n")
+    };
+    (0..batch.len()).map(row).collect()
+}

@@ -304,6 +304,7 @@ impl TopicPartition {
 
 /// What a topic has at a position.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all reads are records")]
 pub enum TopicRead {
     /// Records, with the topic's offsets.
     Records(Batch),
