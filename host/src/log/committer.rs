@@ -175,13 +175,22 @@ fn finish(shared: &Shared, group: Vec<Applied>) {
     if group.is_empty() {
         return;
     }
-    if let Err(e) = shared.storage.sync() {
+    let begun = shared.clock.monotonic();
+    let synced = shared.storage.sync();
+    let sync_us = shared.clock.monotonic().saturating_sub(begun).as_micros() as u64;
+    if let Err(e) = synced {
         let error = CommitError::Stopped { reason: e.to_string() };
         for applied in group {
             applied.done.answer(Err(error.clone()));
         }
         return;
     }
+    let mut stats = shared.stats.lock();
+    stats.commits += group.len() as u64;
+    stats.groups += 1;
+    stats.sync_us += sync_us;
+    stats.longest_sync_us = stats.longest_sync_us.max(sync_us);
+    drop(stats);
     let mut touched: Vec<Arc<Partition>> = Vec::new();
     let mut answers = Vec::with_capacity(group.len());
     for applied in group {

@@ -151,6 +151,9 @@ impl Partition {
     pub fn count_between(&self, from: Offset, to: Offset) -> Result<u64, ReadError> {
         let state = self.state.read();
         let (from, to) = (from.max(state.log_start), to.min(state.durable()));
+        if from >= to {
+            return Ok(0);
+        }
         let runs = state.tail.range(state.run_at(from)..).take_while(|run| run.first < to);
         let mut count: u64 = runs.map(|run| run.clip(from, to).1.len() as u64).sum();
         let segments = state.segments[state.segment_at(from)..].to_vec();

@@ -85,6 +85,7 @@ pub(super) fn recover(
         check_waits: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         quarantined,
+        stats: Mutex::default(),
     })
 }
 
