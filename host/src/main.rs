@@ -1,1 +1,71 @@
-fn main() {}
+//! The `anabranch` binary: the command line, the configuration of a host, and its log lines.
+
+use std::io::IsTerminal as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anabranch::cli::{self, Cli, Command, Serve};
+use anabranch::clock::SystemClock;
+use anabranch::config::{Config, LogFormat};
+use anyhow::Context as _;
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.json;
+    if let Some(Command::Serve(args)) = &cli.command {
+        return match serve(args, json) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                complain(&format!("{error:#}"), json, None);
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match cli::run(cli, SystemClock::shared()) {
+        Ok(()) | Err(cli::Error::BrokenPipe) => ExitCode::SUCCESS,
+        Err(error) => {
+            let problem = match &error {
+                cli::Error::Refused { problem, .. } => Some(problem),
+                _ => None,
+            };
+            complain(&error.to_string(), json, problem);
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Says on standard error what went wrong.
+fn complain(sentence: &str, json: bool, problem: Option<&serde_json::Value>) {
+    match json {
+        true => eprintln!("{}", serde_json::json!({"error": sentence, "problem": problem})),
+        false => eprintln!("anabranch: {sentence}"),
+    }
+}
+
+fn serve(args: &Serve, json: bool) -> anyhow::Result<()> {
+    const USUAL: &str = "anabranch.toml";
+    let usual = Path::new(USUAL).exists().then(|| Path::new(USUAL));
+    let mut config = Config::load(args.config.as_deref().or(usual), std::env::vars())?;
+    if let Some(dir) = &args.data {
+        config.data.dir.clone_from(dir);
+    }
+    if let Some(listen) = args.listen {
+        config.http.listen = listen;
+    }
+    config.http.insecure |= args.insecure;
+    log_to_stderr(&config).with_context(|| format!("log level {:?}", config.log.level))?;
+    Ok(anabranch::server::serve(config, SystemClock::shared(), args.safe, json)?)
+}
+
+/// The host's own lines go to standard error: as text for people, or as JSON.
+fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log.level)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    Ok(())
+}

@@ -269,6 +269,11 @@ impl Log {
         self.shared().storage.scan(prefix, see)
     }
 
+    /// Why storage has stopped taking writes; `None` while it takes them.
+    pub fn failure(&self) -> Option<String> {
+        self.shared().storage.failure()
+    }
+
     /// Bytes of memory that records in the head hold, about; they are not in a segment yet.
     pub fn head_bytes(&self) -> u64 {
         self.shared().head_bytes()

@@ -225,7 +225,7 @@ impl Topic {
         self.signal.subscribe(Arc::from(listener))
     }
 
-    fn physical(&self, mount: &Mount, id: PartitionId) -> Option<Arc<Partition>> {
+    pub(super) fn physical(&self, mount: &Mount, id: PartitionId) -> Option<Arc<Partition>> {
         self.registry.read().get(&(mount.log, id)).cloned()
     }
 }
@@ -258,35 +258,6 @@ impl TopicPartition {
     pub fn end_offset(&self) -> Offset {
         let (base, partition) = self.open();
         Offset(base.0 + partition.map_or(0, |p| p.durable_offset().0))
-    }
-
-    /// The first offset of the open mount whose record has this timestamp or a later one; the end if
-    /// there is none.
-    pub fn offset_for_time(&self, timestamp_ms: i64) -> Result<Offset, ReadError> {
-        let (base, partition) = self.open();
-        let at = partition.map_or(Ok(Offset::ZERO), |p| p.offset_for_time(timestamp_ms));
-        at.map(|at| Offset(base.0 + at.0)).map_err(|e| shift(e, base, base))
-    }
-
-    /// How many records a reader sees that goes from `from` to `to`, hopping as readers do.
-    pub fn count_between(&self, from: Offset, to: Offset) -> Result<u64, ReadError> {
-        let state = self.topic.state();
-        let p = self.id.0 as usize;
-        let (mut at, mut count) = (from, 0);
-        let first = state.mounts.partition_point(|m| m.base[p] <= from).max(1) - 1;
-        for (i, mount) in state.mounts.iter().enumerate().skip(first) {
-            let base = mount.base[p].0;
-            let closed = mount.to.as_ref().map_or(Offset::LIMIT, |to| to[p]);
-            let physical = |offset: Offset| Offset(offset.0.saturating_sub(base)).min(closed);
-            if let Some(partition) = self.topic.physical(mount, self.id) {
-                count += partition.count_between(physical(at), physical(to))?;
-            }
-            match state.mounts.get(i + 1) {
-                Some(next) => at = Offset(next.base[p].0 + next.from[p].0),
-                None => break,
-            }
-        }
-        Ok(count)
     }
 
     /// A reader of its own cache.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, ArrayRef, BinaryArray, ListArray, StringArray, StructArray};
-use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_buffer::{OffsetBuffer, ScalarBuffer};
 use arrow_schema::{DataType, Field, Fields};
 
 use super::{GenerationNumber, Offset};
@@ -239,30 +239,6 @@ pub fn column_bytes(column: &BinaryArray) -> usize {
     (ends[ends.len() - 1] - ends[0]) as usize
 }
 
-/// The rows of `column` at `indexes`, copied.
-///
-/// # Panics
-/// When an index is out of range: callers validate.
-pub fn take_column(column: &BinaryArray, indexes: &[u32]) -> BinaryArray {
-    let mut ends = Vec::with_capacity(indexes.len() + 1);
-    let from = column.value_offsets();
-    let mut total = 0i32;
-    ends.push(0);
-    for &i in indexes {
-        let i = i as usize;
-        total += from[i + 1] - from[i];
-        ends.push(total);
-    }
-    let mut data = Vec::with_capacity(total as usize);
-    for &i in indexes {
-        data.extend_from_slice(column.value(i as usize));
-    }
-    let validity = column
-        .nulls()
-        .map(|nulls| NullBuffer::from_iter(indexes.iter().map(|&i| nulls.is_valid(i as usize))));
-    BinaryArray::new(OffsetBuffer::new(ends.into()), data.into(), validity)
-}
-
 /// Builds [`Records`] a row at a time, for the edges where rows come in.
 #[derive(Debug, Default)]
 pub struct RecordsBuilder {
@@ -355,13 +331,6 @@ mod tests {
         assert_eq!(batch.from_offset(Offset(6)).first_offset(), Some(Offset(7)));
         assert_eq!(batch.before_offset(Offset(9)).next_offset(), Some(Offset(8)));
         assert!(batch.from_offset(Offset(10)).is_empty());
-    }
-
-    #[test]
-    fn taken_rows_keep_nulls_and_order() {
-        let taken = take_column(&sample().values, &[2, 1, 0, 0]);
-        let rows: Vec<_> = taken.iter().collect();
-        assert_eq!(rows, [Some(&b""[..]), None, Some(b"one"), Some(b"one")]);
     }
 
     #[test]

@@ -1,0 +1,442 @@
+//! What can be said on the command line.
+//!
+//! **Invariant:** a flag that is listed works; every command's help ends with examples.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+const START_HERE: &str = "\
+Start here:
+  anabranch serve                                   a host, on http://127.0.0.1:7766
+  anabranch topic create flights --partitions 2     and, in a second terminal, a topic,
+  anabranch produce flights flights.ndjson --key carrier --timestamp time_hour
+  anabranch deploy deployment.toml --wait           a plugin that reads it,
+  anabranch status                                  how far it is,
+  anabranch swap NAME --plugin new.wasm --wait      and a new version of it, with replay
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 conflict, 5 refused by a gate or limit,
+6 host unreachable.";
+
+/// Streams, transformed by WebAssembly plugins that can be swapped while they run.
+#[derive(Debug, Parser)]
+#[command(name = "anabranch", version, after_help = START_HERE)]
+pub struct Cli {
+    /// Where the host is
+    #[arg(long, global = true, env = "ANABRANCH_URL", default_value = "http://127.0.0.1:7766")]
+    pub url: String,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a host
+    #[command(after_help = "Examples:
+  anabranch serve
+  anabranch serve --data /var/lib/anabranch --listen 127.0.0.1:8000
+  anabranch serve --config anabranch.toml --safe")]
+    Serve(Serve),
+    /// Create, list, describe and delete topics
+    #[command(subcommand)]
+    Topic(Topic),
+    /// Append records to a topic, from files or standard input
+    #[command(after_help = "Examples:
+  anabranch produce flights flights.ndjson --key carrier --timestamp time_hour
+  zstdcat flights.ndjson.zst | anabranch produce flights --key carrier
+  tail -f access.log | anabranch produce access --format lines
+  anabranch consume a | anabranch produce b --format records")]
+    Produce(Produce),
+    /// Print the records of a topic
+    #[command(after_help = "Examples:
+  anabranch consume flights --limit 10
+  anabranch consume delays --follow --format table
+  anabranch consume flights --partition 0 --from 2013-01-02T00:00:00Z --format values")]
+    Consume(Consume),
+    /// Push, list and inspect plugins
+    #[command(subcommand)]
+    Plugin(Plugin),
+    /// Deploy what a deployment file says; a plugin given as a path is pushed first
+    #[command(after_help = "Examples:
+  anabranch deploy flights.toml
+  anabranch deploy flights.toml --wait")]
+    Deploy(Deploy),
+    /// Delete a deployment with its generations, stores and outputs
+    #[command(after_help = "Example:
+  anabranch undeploy flight-delays")]
+    Undeploy(Named),
+    /// Replay history through a new plugin, then make it the live one
+    #[command(after_help = "Examples:
+  anabranch swap flight-delays --plugin v2.wasm --wait
+  anabranch swap flight-delays --plugin v2.wasm --approve manual --reason 'cancelled flights'
+  anabranch swap flight-delays --plugin sha256:… --from 2013-01-01T00:00:00Z")]
+    Swap(Swap),
+    /// Make the candidate that has caught up the live generation
+    #[command(after_help = "Example:
+  anabranch promote flight-delays")]
+    Promote(Named),
+    /// Turn down the candidate that waits for approval
+    #[command(after_help = "Example:
+  anabranch reject flight-delays")]
+    Reject(Named),
+    /// Call off the candidate that replays
+    #[command(after_help = "Example:
+  anabranch cancel flight-delays")]
+    Cancel(Named),
+    /// Make the warm generation live again, at once
+    #[command(after_help = "Example:
+  anabranch rollback flight-delays")]
+    Rollback(Named),
+    /// Stop processing until it is resumed
+    #[command(after_help = "Example:
+  anabranch pause flight-delays")]
+    Pause(Named),
+    /// Go on after a pause
+    #[command(after_help = "Example:
+  anabranch resume flight-delays")]
+    Resume(Named),
+    /// Show deployments, their generations and how far they are
+    #[command(after_help = "Examples:
+  anabranch status
+  anabranch status flight-delays --watch")]
+    Status(Status),
+    /// Read state stores
+    #[command(subcommand)]
+    Store(Store),
+    /// Print completions for a shell
+    #[command(after_help = "Example:
+  anabranch completions bash > ~/.local/share/bash-completion/completions/anabranch")]
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+/// `serve`
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file; anabranch.toml in this directory if there is one
+    #[arg(long)]
+    pub config: Option<PathBuf>,
+    /// Data directory
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// Bring up the log without running plugins
+    #[arg(long)]
+    pub safe: bool,
+    /// Allow an address that other machines can reach: there is no authentication yet
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// `topic …`
+#[derive(Debug, Subcommand)]
+pub enum Topic {
+    /// Create a topic
+    #[command(after_help = "Examples:
+  anabranch topic create flights --partitions 4
+  anabranch topic create images --format bytes")]
+    Create {
+        /// Its name.
+        topic: String,
+        /// Its partitions, for ever
+        #[arg(long, default_value_t = 1)]
+        partitions: u32,
+        /// How keys and values are shown and taken
+        #[arg(long, default_value = "json")]
+        format: TopicFormat,
+    },
+    /// List all topics
+    #[command(after_help = "Example:
+  anabranch topic list")]
+    List,
+    /// Show a topic's partitions
+    #[command(after_help = "Example:
+  anabranch topic describe flights")]
+    Describe {
+        /// Its name.
+        topic: String,
+    },
+    /// Delete a topic and its records
+    #[command(after_help = "Example:
+  anabranch topic delete flights")]
+    Delete {
+        /// Its name.
+        topic: String,
+    },
+}
+
+/// The format of a topic.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TopicFormat {
+    /// JSON values
+    Json,
+    /// Text
+    Utf8,
+    /// Any bytes, shown as base64
+    Bytes,
+}
+
+/// `produce`
+#[derive(Debug, Args)]
+pub struct Produce {
+    /// The topic.
+    pub topic: String,
+    /// Files; standard input if none or `-`
+    pub files: Vec<PathBuf>,
+    /// What a line is
+    #[arg(long, default_value = "ndjson")]
+    pub format: LineFormat,
+    /// With ndjson: the field that is the key
+    #[arg(long, value_name = "FIELD")]
+    pub key: Option<String>,
+    /// With ndjson: the field that is the timestamp (milliseconds or RFC 3339)
+    #[arg(long, value_name = "FIELD")]
+    pub timestamp: Option<String>,
+    /// Records a second at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: Option<u64>,
+}
+
+/// What a line of input is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LineFormat {
+    /// Each line is a value, as text
+    Lines,
+    /// Each line is a value, in JSON
+    Ndjson,
+    /// Each line is a record: {"key", "value", "timestamp", "headers", "partition"}
+    Records,
+}
+
+/// `consume`
+#[derive(Debug, Args)]
+pub struct Consume {
+    /// The topic.
+    pub topic: String,
+    /// earliest, latest, an offset, or a time (RFC 3339)
+    #[arg(long, default_value = "earliest")]
+    pub from: String,
+    /// Go on with what is appended later, through swaps and reconnects
+    #[arg(long)]
+    pub follow: bool,
+    /// Records at most
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// One partition; all by default
+    #[arg(long)]
+    pub partition: Option<u32>,
+    /// How records are printed
+    #[arg(long, default_value = "records")]
+    pub format: RecordFormat,
+}
+
+/// How records are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RecordFormat {
+    /// A JSON object a line
+    Records,
+    /// The value alone
+    Values,
+    /// Columns: partition, offset, time, key, value
+    Table,
+}
+
+/// `plugin …`
+#[derive(Debug, Subcommand)]
+pub enum Plugin {
+    /// Push a plugin: a component, or a core module that the host makes into one
+    #[command(after_help = "Example:
+  anabranch plugin push target/wasm32-unknown-unknown/guest/flights_delays.wasm")]
+    Push {
+        /// The file.
+        file: PathBuf,
+    },
+    /// List all plugins that were pushed
+    #[command(after_help = "Example:
+  anabranch plugin list")]
+    List,
+    /// Show what a plugin says of itself: stores, outputs, configuration
+    #[command(after_help = "Example:
+  anabranch plugin inspect sha256:…")]
+    Inspect {
+        /// Its digest.
+        digest: String,
+    },
+}
+
+/// `deploy`
+#[derive(Debug, Args)]
+pub struct Deploy {
+    /// The deployment file (TOML); paths in it are relative to it
+    pub file: PathBuf,
+    /// Wait until everything that its inputs hold is processed
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// `swap`
+#[derive(Debug, Args)]
+pub struct Swap {
+    /// The deployment.
+    pub name: String,
+    /// The new plugin: a file, which is pushed, or the digest of one that was
+    #[arg(long, value_name = "FILE|DIGEST")]
+    pub plugin: String,
+    /// Where to begin: earliest, an offset, or a time (RFC 3339)
+    #[arg(long, default_value = "earliest")]
+    pub from: String,
+    /// Whether it goes live by itself once it has caught up
+    #[arg(long, default_value = "auto")]
+    pub approve: Approve,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// A TOML file with a new configuration; the live one's by default
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Show the replay's progress, and wait until it is live or waits for approval
+    #[arg(long)]
+    pub wait: bool,
+}
+
+/// Who decides that a candidate goes live.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Approve {
+    /// It goes live once it has caught up
+    Auto,
+    /// It waits for `promote` or `reject`
+    Manual,
+}
+
+/// A command about one deployment.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// The deployment.
+    pub name: String,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// A deployment; all by default
+    pub name: Option<String>,
+    /// Keep it live until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `store …`
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// List the stores of a deployment
+    #[command(after_help = "Example:
+  anabranch store list flight-delays")]
+    List {
+        /// The deployment.
+        deployment: String,
+    },
+    /// Show the entry under a key
+    #[command(after_help = "Example:
+  anabranch store get flight-delays carriers AA")]
+    Get {
+        /// The deployment.
+        deployment: String,
+        /// The store.
+        store: String,
+        /// The key.
+        key: String,
+        /// Which generation and partition.
+        #[command(flatten)]
+        at: StoreAt,
+    },
+    /// Show entries in key order
+    #[command(after_help = "Examples:
+  anabranch store scan flight-delays carriers
+  anabranch store scan flight-delays carriers --prefix U --limit 10")]
+    Scan {
+        /// The deployment.
+        deployment: String,
+        /// The store.
+        store: String,
+        /// Keys that begin with this
+        #[arg(long)]
+        prefix: Option<String>,
+        /// Keys at or after this
+        #[arg(long)]
+        start: Option<String>,
+        /// Keys before this
+        #[arg(long)]
+        end: Option<String>,
+        /// Entries at most; all by default
+        #[arg(long)]
+        limit: Option<usize>,
+        /// Which generation and partition.
+        #[command(flatten)]
+        at: StoreAt,
+    },
+}
+
+/// Which generation's store, and which partition of it.
+#[derive(Debug, Args)]
+pub struct StoreAt {
+    /// The generation; the live one by default
+    #[arg(long)]
+    pub generation: Option<u32>,
+    /// The task partition
+    #[arg(long)]
+    pub partition: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound_and_every_command_has_examples() {
+        fn check(command: &clap::Command) {
+            for sub in command.get_subcommands() {
+                let leaf = !sub.has_subcommands();
+                assert!(!leaf || sub.get_after_help().is_some(), "{} has none", sub.get_name());
+                check(sub);
+            }
+        }
+        Cli::command().debug_assert();
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn lines_are_understood() {
+        let cli = Cli::try_parse_from([
+            "anabranch",
+            "swap",
+            "d",
+            "--plugin",
+            "p.wasm",
+            "--approve",
+            "manual",
+            "--json",
+        ]);
+        let cli = cli.unwrap();
+        assert!(cli.json);
+        let Some(Command::Swap(swap)) = cli.command else { panic!("not a swap") };
+        assert_eq!((swap.plugin.as_str(), swap.from.as_str()), ("p.wasm", "earliest"));
+        for wrong in
+            [&["anabranch", "produce"][..], &["anabranch", "swap", "d"], &["anabranch", "x"]]
+        {
+            assert_eq!(Cli::try_parse_from(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
+        }
+    }
+}

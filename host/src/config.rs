@@ -1,0 +1,290 @@
+//! The host's configuration: every limit with its unit, default and reason, in one place.
+//!
+//! Read from `anabranch.toml`; every key is also an environment variable
+//! `ANABRANCH_<SECTION>_<KEY>`, and `serve`'s flags come last. Unknown keys are refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// What can be wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}; name another file with --config")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file or a variable does not say what a configuration can say.
+    #[error("{place}: {message}")]
+    Invalid {
+        /// The file, or the environment variable.
+        place: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
+}
+
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($(#[$fdoc:meta])* $field:ident : $type:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name { $($(#[$fdoc])* pub $field: $type,)* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+section!(
+    /// `[data]`: where everything lives.
+    Data {
+        /// The data directory; one host owns it at a time.
+        dir: PathBuf = PathBuf::from("anabranch-data"),
+    }
+);
+
+section!(
+    /// `[http]`: the public surface.
+    Http {
+        /// Address to listen on. Loopback unless said otherwise: there is no authentication yet.
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7766)),
+        /// Whether an address that other machines can reach is allowed all the same.
+        insecure: bool = false,
+        /// Largest request body in bytes: a produce request is held in memory while it is parsed.
+        max_body_bytes: usize = 64 << 20,
+        /// Most records that one fetch returns: a reply is built in memory.
+        max_fetch_records: usize = 100_000,
+        /// Most bytes of records that one fetch returns.
+        max_fetch_bytes: usize = 32 << 20,
+        /// Milliseconds between heartbeats on an idle event stream, so that proxies keep it open.
+        heartbeat_ms: u64 = 10_000,
+        /// Milliseconds that a stopping host waits for requests under way.
+        drain_ms: u64 = 5_000,
+    }
+);
+
+section!(
+    /// `[storage]`: the head of the log and the disk below it.
+    StorageLimits {
+        /// Bytes that the head may hold before the largest partitions are sealed into segments. More
+        /// means larger segments and a longer start.
+        head_bytes: u64 = 64 << 20,
+        /// Milliseconds that the committer waits for company before it syncs. 0: as soon as it can;
+        /// commits that arrive during a sync already share the next one.
+        commit_interval_ms: u64 = 0,
+        /// Bytes of commits that one group may hold, so that a sync stays short.
+        group_bytes: usize = 8 << 20,
+        /// Free bytes on disk below which appends are refused, so that reading, serving and clean-up
+        /// still have room.
+        min_free_bytes: u64 = 256 << 20,
+        /// Largest key in bytes.
+        max_key_bytes: usize = 64 << 10,
+        /// Largest value in bytes.
+        max_value_bytes: usize = 8 << 20,
+        /// Most bytes of a record's header names and values.
+        max_header_bytes: usize = 64 << 10,
+        /// Most partitions of a topic: each costs memory and a task for each deployment that reads it.
+        max_partitions: u32 = 256,
+    }
+);
+
+section!(
+    /// `[segments]`: the immutable files of the log.
+    Segments {
+        /// Bytes of records (before compression) after which a segment file is closed.
+        target_bytes: u64 = 128 << 20,
+        /// Compression of the files' buffers: `lz4` or `none`.
+        compression: Compression = Compression::Lz4,
+        /// Most records of a block: a block is what one read decompresses.
+        block_records: usize = 32_768,
+        /// Most bytes of a block's records, before compression; blocks should stay within the cache.
+        block_bytes: usize = 4 << 20,
+    }
+);
+
+/// How segment files are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// LZ4 frames: about a third of the bytes at a fraction of zstd's time.
+    Lz4,
+    /// None.
+    None,
+}
+
+section!(
+    /// `[tasks]`: how plugins are run.
+    Tasks {
+        /// Worker threads; 0 is one a core.
+        workers: usize = 0,
+        /// Most records of a batch handed to a plugin.
+        batch_max_records: usize = 4_096,
+        /// Most bytes of a batch handed to a plugin; one record larger than this is a batch alone.
+        batch_max_bytes: usize = 4 << 20,
+        /// Share of the workers' time, in percent, that replays get while live work wants it all.
+        replay_share: u32 = 25,
+        /// Bytes of outputs and state changes that a live task gathers before it waits for its commit.
+        commit_max_bytes: usize = 4 << 20,
+        /// Bytes of outputs and state changes that a replaying task writes to files in one commit.
+        replay_commit_bytes: usize = 64 << 20,
+        /// Bytes of changelog after which a store is checkpointed, so that a restart stays short.
+        checkpoint_bytes: u64 = 32 << 20,
+        /// Bytes of memory after which a plugin's instance is replaced between two calls.
+        recycle_memory_bytes: u64 = 64 << 20,
+        /// Consecutive failures after which a task is paused.
+        max_task_failures: u32 = 5,
+        /// Milliseconds that a flip may hold the live tasks before it lets go and tries again.
+        flip_timeout_ms: u64 = 2_000,
+    }
+);
+
+section!(
+    /// `[log]`: what the host says of itself.
+    LogOutput {
+        /// Which lines: `error`, `warn`, `info`, `debug`, `trace`, or tracing's directives.
+        level: String = "info".to_owned(),
+        /// `text` or `json`.
+        format: LogFormat = LogFormat::Text,
+    }
+);
+
+/// The form of the host's own log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The whole configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[data]`
+    pub data: Data,
+    /// `[http]`
+    pub http: Http,
+    /// `[storage]`
+    pub storage: StorageLimits,
+    /// `[segments]`
+    pub segments: Segments,
+    /// `[tasks]`
+    pub tasks: Tasks,
+    /// `[log]`
+    pub log: LogOutput,
+}
+
+impl Config {
+    /// Reads `file` (if any), then the variables of `environment` that begin with `ANABRANCH_` and
+    /// name a section and a key.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or says something that a configuration cannot say.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
+        let (text, place) = match file {
+            Some(path) => {
+                let read = std::fs::read_to_string(path);
+                let text = read.map_err(|source| Error::Read { path: path.into(), source })?;
+                (text, path.display().to_string())
+            }
+            None => (String::new(), "configuration".to_owned()),
+        };
+        let invalid = |place: &str, error: toml::de::Error| Error::Invalid {
+            place: place.to_owned(),
+            message: error.to_string().trim_end().to_owned(),
+        };
+        let mut config: Config = toml::from_str(&text).map_err(|e| invalid(&place, e))?;
+        for (name, value) in environment {
+            let Some((section, key)) = section_and_key(&name) else { continue };
+            config = config.with(section, &key, &value).map_err(|e| invalid(&name, e))?;
+        }
+        Ok(config)
+    }
+
+    /// This configuration with one key set from text: a number or word as TOML would write it.
+    fn with(&self, section: &str, key: &str, value: &str) -> Result<Self, toml::de::Error> {
+        use serde::de::Error as _;
+        let mut table = toml::Table::try_from(self).map_err(toml::de::Error::custom)?;
+        let entries = table.get_mut(section).and_then(toml::Value::as_table_mut);
+        let entries = entries.ok_or_else(|| toml::de::Error::custom("no such section"))?;
+        let parsed = match entries.get(key) {
+            Some(toml::Value::Integer(_)) => value
+                .parse()
+                .map(toml::Value::Integer)
+                .map_err(|_| toml::de::Error::custom(format!("{value:?} is not a whole number")))?,
+            Some(toml::Value::Boolean(_)) => value
+                .parse()
+                .map(toml::Value::Boolean)
+                .map_err(|_| toml::de::Error::custom(format!("{value:?} is not true or false")))?,
+            _ => toml::Value::String(value.to_owned()),
+        };
+        entries.insert(key.to_owned(), parsed);
+        table.try_into()
+    }
+}
+
+/// `ANABRANCH_HTTP_MAX_BODY_BYTES` is key `max_body_bytes` of section `http`; other variables, such as
+/// the client's `ANABRANCH_URL`, are not about the configuration.
+fn section_and_key(name: &str) -> Option<(&'static str, String)> {
+    const SECTIONS: [&str; 6] = ["data", "http", "storage", "segments", "tasks", "log"];
+    let rest = name.strip_prefix("ANABRANCH_")?.to_ascii_lowercase();
+    SECTIONS.iter().find_map(|section| {
+        let key = rest.strip_prefix(section)?.strip_prefix('_')?;
+        Some((*section, key.to_owned()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Error> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(file.path()), environment)
+    }
+
+    #[test]
+    fn variables_win_over_the_file() {
+        let config = load(
+            "[http]\nlisten = '127.0.0.1:1'\n[tasks]\nworkers = 3",
+            &[
+                ("ANABRANCH_TASKS_WORKERS", "2"),
+                ("ANABRANCH_DATA_DIR", "/x"),
+                ("ANABRANCH_URL", "u"),
+            ],
+        )
+        .unwrap();
+        assert_eq!((config.tasks.workers, config.http.listen.port()), (2, 1));
+        assert_eq!(config.data.dir, PathBuf::from("/x"));
+    }
+
+    #[test]
+    fn what_is_unknown_is_refused_with_its_place() {
+        let cases: [(&str, &[(&str, &str)], &str); 4] = [
+            ("[http]\nlisen = 'x'", &[], "lisen"),
+            ("[nope]", &[], "nope"),
+            ("", &[("ANABRANCH_TASKS_WORKERS", "two")], "ANABRANCH_TASKS_WORKERS"),
+            ("", &[("ANABRANCH_TASKS_WORKER", "2")], "ANABRANCH_TASKS_WORKER"),
+        ];
+        for (text, environment, expected) in cases {
+            let error = load(text, environment).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

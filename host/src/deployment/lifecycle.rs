@@ -1,0 +1,697 @@
+//! The life of a deployment: deploy, swap, promote or reject, roll back, pause, delete.
+//!
+//! **Invariant:** at every moment, and after a crash at any moment, exactly one generation is live;
+//! a candidate that ends badly takes its logs, stores and cursors with it and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::flip::Flip;
+use super::generation::Draft;
+use super::record::{DeploymentRecord, GenerationRecord};
+use super::registry::{Deployment, DeploymentState};
+use super::running::{Launch, RunningGeneration, topic};
+use super::{
+    Approve, DeploymentSpec, DeploymentStatus, Error, Kind, Phase, Preflight, Registry, StartAt,
+    SwapRequest, SwapStarted,
+};
+use crate::log::{Commit, Guard, TopicChange};
+use crate::storage::crash_point;
+use crate::task::{checkpoint_files, checkpoint_prefix, cursor_prefix, remove_checkpoint};
+use crate::types::{DeploymentId, DeploymentName, GenerationNumber};
+
+/// How long a task may take to end after it was asked to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Generations that ended and are still listed.
+const REMEMBERED_GENERATIONS: usize = 50;
+
+impl Registry {
+    /// Reads all deployments and starts what runs of them.
+    pub(super) fn start_deployments(&self) -> Result<(), Error> {
+        let (mut records, mut damaged) = (Vec::new(), None);
+        let scanned = self.inner.log.metadata_scan(b"d", |_, value| {
+            match serde_json::from_slice::<DeploymentRecord>(&value) {
+                Ok(record) => records.push((record, value)),
+                Err(error) => damaged = Some(error.to_string()),
+            }
+        });
+        if let Some(e) = scanned.map_err(|e| e.to_string()).err().or(damaged) {
+            return Err(Error::new(Kind::Internal, "catalogue_damaged", e));
+        }
+        for (record, stored) in records {
+            let name = record.name().clone();
+            let deployment = Arc::new(Deployment {
+                state: Mutex::new(DeploymentState {
+                    record,
+                    stored,
+                    running: BTreeMap::new(),
+                    last_pause: None,
+                    replay_began: BTreeMap::new(),
+                }),
+                operation: Mutex::new(()),
+            });
+            if !self.inner.safe
+                && let Err(error) = self.start_running(&mut deployment.state.lock())
+            {
+                tracing::error!(deployment = %name, "cannot start: {error}");
+            }
+            self.inner.attention.raise(deployment.state.lock().record.id);
+            self.inner.deployments.write().insert(name, deployment);
+        }
+        Ok(())
+    }
+
+    /// Starts the tasks of every generation that should run and does not: the live one first.
+    pub(super) fn start_running(&self, state: &mut DeploymentState) -> Result<(), Error> {
+        let live = state.record.live;
+        self.start_generation(state, live)?;
+        let others: Vec<GenerationNumber> = state
+            .record
+            .generations
+            .iter()
+            .filter(|g| g.phase.runs() && g.number != live)
+            .map(|g| g.number)
+            .collect();
+        others.into_iter().try_for_each(|number| self.start_generation(state, number))
+    }
+
+    fn start_generation(
+        &self,
+        state: &mut DeploymentState,
+        number: GenerationNumber,
+    ) -> Result<(), Error> {
+        if state.running.contains_key(&number) {
+            return Ok(());
+        }
+        let Some(generation) = state.record.generation(number) else { return Ok(()) };
+        let plugin = self.load_plugin(&generation.plugin)?;
+        let live = state.record.live;
+        let leader = (number != live).then(|| state.running.get(&live)).flatten();
+        let leader = leader.map(AsRef::as_ref);
+        let (attention, id) = (Arc::clone(&self.inner.attention), state.record.id);
+        let launch = Launch {
+            env: &self.inner.env,
+            workers: &self.inner.workers,
+            on_change: Arc::new(move || attention.raise(id)),
+        };
+        let running = RunningGeneration::start(&launch, &state.record, generation, plugin, leader)?;
+        if matches!(generation.phase, Phase::Replaying | Phase::CaughtUp) {
+            let began = (self.inner.clock.monotonic(), running.records());
+            state.replay_began.insert(number, began);
+        }
+        state.running.insert(number, Arc::new(running));
+        Ok(())
+    }
+
+    /// A deployment by name.
+    pub(super) fn find(&self, name: &str) -> Result<Arc<Deployment>, Error> {
+        let not_found = || {
+            let message = format!(
+                "there is no deployment {name:?}: see `anabranch status`, or deploy it first"
+            );
+            Error::new(Kind::NotFound, "deployment_not_found", message)
+        };
+        let name: DeploymentName = name.parse().map_err(|_| not_found())?;
+        self.inner.deployments.read().get(&name).cloned().ok_or_else(not_found)
+    }
+
+    /// Creates a deployment; the same one again changes nothing.
+    ///
+    /// # Errors
+    /// When it does not fit its plugin or topics, makes a cycle, or another has the name.
+    pub fn deploy(&self, spec: &DeploymentSpec) -> Result<DeploymentStatus, Error> {
+        self.ready()?;
+        let _naming = self.inner.naming.lock();
+        if let Ok(existing) = self.find(spec.name.as_str()) {
+            if existing.state.lock().record.spec == *spec {
+                return self.deployment(spec.name.as_str());
+            }
+            let message = format!(
+                "deployment {} exists and is not the same: use swap to change its plugin or config, or delete it first",
+                spec.name
+            );
+            return Err(Error::new(Kind::Conflict, "deployment_exists", message));
+        }
+        let (digest, plugin) = self.plugin_of(&spec.plugin)?;
+        self.check_fit(spec, &plugin, &spec.config)?;
+        let tasks = self.task_count(spec)?;
+        let dead_letters = Self::dead_letter_topic(spec)?;
+        let mut record = DeploymentRecord {
+            id: DeploymentId(self.inner.log.allocate_id()),
+            spec: spec.clone(),
+            live: Self::FIRST,
+            paused: false,
+            next: Self::FIRST,
+            tasks,
+            dead_letters,
+            replay_rate: None,
+            generations: Vec::new(),
+        };
+        let owned: Vec<_> = record.owned_topics().cloned().collect();
+        let distinct: std::collections::BTreeSet<_> = owned.iter().collect();
+        if distinct.len() < owned.len() {
+            let message = "[outputs]: two outputs have the same topic; give each its own";
+            return Err(Error::new(Kind::Invalid, "topic_owned", message));
+        }
+        self.check_cycle(spec, &owned)?;
+        let mut commit = Commit::default();
+        let draft = Draft {
+            plugin: &plugin,
+            digest,
+            config: spec.config.clone(),
+            from: StartAt::Earliest,
+            approve: Approve::Auto,
+            reason: None,
+            phase: Phase::Live,
+        };
+        let generation = self.draft_generation(&mut commit, &record, draft)?;
+        if let Some(logs) = &generation.logs {
+            self.claim_topics(&mut commit, &record, logs)?;
+        }
+        record.generations.push(generation);
+        record.next = GenerationNumber(2);
+        let key = DeploymentRecord::key(record.id);
+        let stored = record.encode();
+        commit.guards.push(Guard { key: key.clone(), expected: None });
+        commit.metadata.push((key, Some(stored.clone())));
+        self.commit(commit)?;
+        let mut state = DeploymentState {
+            record,
+            stored,
+            running: BTreeMap::new(),
+            last_pause: None,
+            replay_began: BTreeMap::new(),
+        };
+        if !self.inner.safe {
+            self.start_running(&mut state)?;
+        }
+        let deployment =
+            Arc::new(Deployment { state: Mutex::new(state), operation: Mutex::new(()) });
+        self.inner.deployments.write().insert(spec.name.clone(), deployment);
+        let message = format!("{} runs plugin {digest}", spec.name);
+        self.inner.events.tell("deployed", spec.name.as_str(), Some(1), message);
+        self.deployment(spec.name.as_str())
+    }
+
+    /// One task for each partition of the input that has most.
+    fn task_count(&self, spec: &DeploymentSpec) -> Result<u32, Error> {
+        if spec.inputs.is_empty() {
+            let message = "inputs: name at least one topic to read";
+            return Err(Error::new(Kind::Invalid, "no_inputs", message));
+        }
+        let mut count = 0;
+        for (i, name) in spec.inputs.iter().enumerate() {
+            if spec.inputs[..i].contains(name) {
+                let message = format!("inputs: {name} is named twice");
+                return Err(Error::new(Kind::Invalid, "invalid_inputs", message));
+            }
+            count = count.max(topic(&self.inner.log, name)?.state().partitions);
+        }
+        Ok(count)
+    }
+
+    /// Deletes a deployment with its generations and stores. The topics of its outputs stay, with what
+    /// the live generation made.
+    ///
+    /// # Errors
+    /// When there is none, or another deployment reads its outputs.
+    pub fn delete_deployment(&self, name: &str) -> Result<(), Error> {
+        let _naming = self.inner.naming.lock();
+        let deployment = self.find(name)?;
+        let _operation = begin(&deployment)?;
+        let mut state = deployment.state.lock();
+        for owned in state.record.owned_topics() {
+            let own = |reader: &DeploymentName| reader != state.record.name();
+            if let Some(reader) = self.reader_of_other(owned, &state.record).filter(own) {
+                let message = format!(
+                    "deployment {reader} reads {owned}, an output of {name}: delete it first"
+                );
+                return Err(Error::new(Kind::Conflict, "deployment_in_use", message));
+            }
+        }
+        for running in state.running.values() {
+            running.stop(STOP_TIMEOUT);
+        }
+        state.running.clear();
+        let mut commit = Commit::default();
+        for generation in &state.record.generations {
+            let Some(logs) = &generation.logs else { continue };
+            let live = generation.number == state.record.live;
+            let kept: Vec<_> =
+                if live { logs.mounted().map(|o| o.log).collect() } else { Vec::new() };
+            commit.deletes.extend(logs.all().into_iter().filter(|log| !kept.contains(log)));
+            self.forget_tasks(&mut commit, &state.record, generation);
+        }
+        for owned in state.record.owned_topics() {
+            let mut topic = (*topic(&self.inner.log, owned)?.state()).clone();
+            topic.version += 1;
+            topic.owner = None;
+            let open = topic.open_mount().log;
+            topic.mounts.iter_mut().filter(|m| m.log != open).for_each(|m| m.retired = true);
+            commit.topics.push(TopicChange::Put(topic));
+        }
+        commit.metadata.push((DeploymentRecord::key(state.record.id), None));
+        let files = self.checkpoint_files(&state.record, |_| true);
+        self.commit(commit)?;
+        files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
+        self.inner.deployments.write().remove(state.record.name());
+        self.inner.events.tell("deleted", name, None, format!("{name} is gone"));
+        Ok(())
+    }
+
+    /// A deployment other than `record` that reads a topic.
+    fn reader_of_other(
+        &self,
+        name: &crate::types::TopicName,
+        record: &DeploymentRecord,
+    ) -> Option<DeploymentName> {
+        let deployments = self.inner.deployments.read();
+        deployments.iter().find_map(|(other, deployment)| {
+            // The caller holds its own deployment's state.
+            if other == record.name() {
+                return None;
+            }
+            deployment.state.lock().record.spec.inputs.contains(name).then(|| other.clone())
+        })
+    }
+
+    /// Adds the removal of a generation's cursors and checkpoints to `commit`.
+    fn forget_tasks(
+        &self,
+        commit: &mut Commit,
+        record: &DeploymentRecord,
+        generation: &GenerationRecord,
+    ) {
+        let id = record.generation_id(generation.number);
+        for prefix in [cursor_prefix(id), checkpoint_prefix(id)] {
+            let mut keys = Vec::new();
+            // What cannot be read now is found again, and removed, by `doctor`.
+            drop(self.inner.log.metadata_scan(&prefix, |key, _| keys.push(key.to_vec())));
+            commit.metadata.extend(keys.into_iter().map(|key| (key, None)));
+        }
+    }
+
+    /// The files of the checkpoints of some of a deployment's generations.
+    fn checkpoint_files(
+        &self,
+        record: &DeploymentRecord,
+        of: impl Fn(GenerationNumber) -> bool,
+    ) -> Vec<std::path::PathBuf> {
+        let generations = record.generations.iter().filter(|g| of(g.number));
+        let ids = generations.map(|g| record.generation_id(g.number));
+        ids.flat_map(|id| checkpoint_files(&self.inner.env, id)).collect()
+    }
+
+    /// Starts a candidate that replays history through another plugin or config.
+    ///
+    /// # Errors
+    /// When a swap is under way, the plugin does not fit, or memory or disk will not do.
+    pub fn swap(&self, name: &str, request: &SwapRequest) -> Result<SwapStarted, Error> {
+        self.ready()?;
+        let deployment = self.find(name)?;
+        let _operation = begin(&deployment)?;
+        let (digest, plugin) = self.plugin_of(&request.plugin)?;
+        let mut state = deployment.state.lock();
+        if let Some(candidate) = state.record.candidate() {
+            let message = format!(
+                "{name} is being swapped to generation {}: promote, reject or cancel it first",
+                candidate.number
+            );
+            return Err(Error::new(Kind::Conflict, "swap_under_way", message));
+        }
+        let config = request.config.clone().unwrap_or_else(|| state.record.spec.config.clone());
+        self.check_fit(&state.record.spec, &plugin, &config)?;
+        let preflight = self.preflight(&state, request.from)?;
+        let mut commit = Commit::default();
+        let draft = Draft {
+            plugin: &plugin,
+            digest,
+            config,
+            from: request.from,
+            approve: request.approve,
+            reason: request.reason.clone(),
+            phase: Phase::Replaying,
+        };
+        let generation = self.draft_generation(&mut commit, &state.record, draft)?;
+        let number = generation.number;
+        let mut after = state.record.clone();
+        after.next = GenerationNumber(number.0 + 1);
+        after.generations.push(generation);
+        crash_point("swap-drafted");
+        self.store(&mut state, after, commit)?;
+        crash_point("swap-recorded");
+        if !self.inner.safe {
+            self.start_running(&mut state)?;
+        }
+        let message =
+            format!("{name} replays {} records through plugin {digest}", preflight.records);
+        self.inner.events.tell("swap-started", name, Some(number.0), message);
+        drop(state);
+        self.inner.attention.raise(deployment.state.lock().record.id);
+        Ok(SwapStarted { generation: number.0, preflight })
+    }
+
+    /// What a swap is expected to take; refused when memory or disk will not do.
+    fn preflight(&self, state: &DeploymentState, from: StartAt) -> Result<Preflight, Error> {
+        let record = &state.record;
+        let starts = self.start_offsets(&record.spec, record.tasks, from)?;
+        let live = state.running.get(&record.live);
+        let (mut records, mut input_bytes) = (0, 0);
+        for (task, start) in starts.iter().enumerate() {
+            let bound = live.map(|live| live.tasks[task].positions());
+            for (i, name) in record.spec.inputs.iter().enumerate() {
+                let topic = topic(&self.inner.log, name)?;
+                let id = crate::types::PartitionId(task as u32);
+                let Some(partition) = topic.partition(id) else { continue };
+                let end = partition.end_offset();
+                let to = bound.as_ref().map_or(end, |b| b[i]);
+                let count = |from, to| {
+                    partition
+                        .count_between(from, to)
+                        .map_err(|e| Error::new(Kind::Internal, "cannot_read", e.to_string()))
+                };
+                let all = count(partition.start_offset(), end)?.max(1);
+                let count = count(start[i], to)?;
+                records += count;
+                input_bytes += (partition.size_bytes() as f64 * count as f64 / all as f64) as u64;
+            }
+        }
+        let memory_bytes = live.map_or(0, |live| super::stores::state_bytes(live));
+        let logs = record.generation(record.live).and_then(|g| g.logs.as_ref());
+        let disk_bytes =
+            logs.map_or(0, |logs| logs.all().into_iter().map(|l| self.log_bytes(l)).sum());
+        let dir = &self.inner.config.data.dir;
+        let free_disk_bytes = self.inner.file_system.free_bytes(dir).unwrap_or(u64::MAX);
+        let keep = self.inner.config.storage.min_free_bytes;
+        if disk_bytes.saturating_add(keep) > free_disk_bytes {
+            let message = format!(
+                "the candidate would need about {disk_bytes} bytes on disk, as the live generation has; {free_disk_bytes} are free and {keep} stay free (storage.min_free_bytes): make room, or raise the start with --from"
+            );
+            return Err(Error::new(Kind::Refused, "preflight_disk", message));
+        }
+        if let Some(available) = crate::storage::available_memory_bytes()
+            && memory_bytes > available
+        {
+            let message = format!(
+                "the candidate would need about {memory_bytes} bytes of memory for its stores, as the live generation has; {available} are available"
+            );
+            return Err(Error::new(Kind::Refused, "preflight_memory", message));
+        }
+        let seconds = record.replay_rate.filter(|r| *r > 0.0).map(|rate| records as f64 / rate);
+        Ok(Preflight { records, input_bytes, seconds, memory_bytes, disk_bytes, free_disk_bytes })
+    }
+
+    /// Bytes of a physical log.
+    pub(super) fn log_bytes(&self, log: crate::types::LogId) -> u64 {
+        let partitions = self.inner.log.spec(log).map_or(0, |spec| spec.partitions);
+        let partition = |p| self.inner.log.partition(log, crate::types::PartitionId(p));
+        (0..partitions).filter_map(partition).map(|p| p.size_bytes()).sum()
+    }
+
+    /// Makes a candidate that has caught up the live generation.
+    ///
+    /// # Errors
+    /// When there is none, or it has not caught up.
+    pub fn promote(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        let deployment = self.find(name)?;
+        let _operation = begin(&deployment)?;
+        let candidate = {
+            let state = deployment.state.lock();
+            let Some(candidate) = state.record.candidate() else { return Err(no_candidate(name)) };
+            if candidate.phase == Phase::Replaying {
+                let message = format!(
+                    "generation {} of {name} is still replaying: wait until it has caught up",
+                    candidate.number
+                );
+                return Err(Error::new(Kind::Conflict, "not_caught_up", message));
+            }
+            candidate.number
+        };
+        self.flip(&deployment, candidate, "promoted")?;
+        self.deployment(name)
+    }
+
+    /// Goes back to the warm generation.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn rollback(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        let deployment = self.find(name)?;
+        let _operation = begin(&deployment)?;
+        let warm = deployment.state.lock().record.warm().map(|g| g.number);
+        let Some(warm) = warm else {
+            let message = format!(
+                "{name} has no warm generation to go back to: its lease has ended, or it was never swapped; swap to the old plugin instead"
+            );
+            return Err(Error::new(Kind::Conflict, "no_warm_generation", message));
+        };
+        self.flip(&deployment, warm, "rolled-back")?;
+        self.deployment(name)
+    }
+
+    /// Flips to generation `to`; the caller holds the deployment's operation.
+    pub(super) fn flip(
+        &self,
+        deployment: &Arc<Deployment>,
+        to: GenerationNumber,
+        kind: &str,
+    ) -> Result<(), Error> {
+        let (before, stored, live, next) = {
+            let state = deployment.state.lock();
+            let running = |number| {
+                state.running.get(&number).cloned().ok_or_else(|| {
+                    let message = format!("generation {number} is not running");
+                    Error::new(Kind::Conflict, "not_running", message)
+                })
+            };
+            let (live, next) = (running(state.record.live)?, running(to)?);
+            (state.record.clone(), state.stored.clone(), live, next)
+        };
+        let name = before.name().to_string();
+        let now = self.inner.clock.now_ms();
+        let lease = i64::try_from(before.spec.swap.warm_lease.as_millis()).unwrap_or(i64::MAX);
+        let mut after = before.clone();
+        after.live = to;
+        for generation in &mut after.generations {
+            if generation.number == to {
+                generation.phase = Phase::Live;
+                generation.warm_until_ms = None;
+                after.spec.config.clone_from(&generation.config);
+                after.spec.plugin = generation.plugin.to_string();
+            } else if generation.number == before.live {
+                generation.phase = Phase::Warm;
+                generation.warm_until_ms = Some(now.saturating_add(lease));
+            } else if generation.phase == Phase::Warm {
+                // One warm generation at a time: an older one's lease ends here.
+                generation.warm_until_ms = Some(now);
+            }
+        }
+        if let Some((began, records)) = deployment.state.lock().replay_began.get(&to) {
+            let seconds = self.inner.clock.monotonic().saturating_sub(*began).as_secs_f64();
+            let done = next.records().saturating_sub(*records) as f64;
+            after.replay_rate = (seconds > 0.0 && done > 0.0).then(|| (done / seconds).round());
+        }
+        let began = self.inner.clock.monotonic();
+        let timeout = Duration::from_millis(self.inner.config.tasks.flip_timeout_ms);
+        let flip = Flip {
+            log: &self.inner.log,
+            before: &before,
+            stored: &stored,
+            after,
+            live: &live,
+            next: &next,
+            timeout,
+        };
+        let after = flip.run()?;
+        crash_point("flip-done");
+        let pause = self.inner.clock.monotonic().saturating_sub(began);
+        let mut state = deployment.state.lock();
+        state.stored = after.encode();
+        state.record = after;
+        state.last_pause = Some(pause);
+        state.replay_began.remove(&to);
+        let message = format!(
+            "generation {to} of {name} is live; live tasks were held for {:.1} ms",
+            pause.as_secs_f64() * 1e3
+        );
+        self.inner.events.tell(kind, &name, Some(to.0), message);
+        self.inner.attention.raise(state.record.id);
+        Ok(())
+    }
+
+    /// Turns down a candidate that has caught up.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn reject(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        self.end_candidate(name, Phase::Rejected, "rejected")
+    }
+
+    /// Calls off a swap.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn cancel(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        self.end_candidate(name, Phase::Cancelled, "cancelled")
+    }
+
+    fn end_candidate(
+        &self,
+        name: &str,
+        phase: Phase,
+        kind: &str,
+    ) -> Result<DeploymentStatus, Error> {
+        let deployment = self.find(name)?;
+        let _operation = begin(&deployment)?;
+        let candidate = deployment.state.lock().record.candidate().map(|g| (g.number, g.phase));
+        let Some((number, current)) = candidate else { return Err(no_candidate(name)) };
+        if phase == Phase::Rejected && current == Phase::Replaying {
+            let message =
+                format!("generation {number} of {name} is still replaying: cancel it instead");
+            return Err(Error::new(Kind::Conflict, "not_caught_up", message));
+        }
+        self.end_generation(&deployment, number, phase, None)?;
+        let message = format!("generation {number} of {name} is {kind}");
+        self.inner.events.tell(kind, name, Some(number.0), message);
+        self.deployment(name)
+    }
+
+    /// Ends a generation that is not live: tasks, cursors, logs, mounts.
+    pub(super) fn end_generation(
+        &self,
+        deployment: &Arc<Deployment>,
+        number: GenerationNumber,
+        phase: Phase,
+        failure: Option<String>,
+    ) -> Result<(), Error> {
+        let running = deployment.state.lock().running.get(&number).cloned();
+        if let Some(running) = running {
+            running.stop(STOP_TIMEOUT);
+        }
+        crash_point("end-stopped");
+        let mut state = deployment.state.lock();
+        let mut after = state.record.clone();
+        let mut commit = Commit::default();
+        let mut logs = None;
+        if let Some(generation) = after.generation_mut(number) {
+            generation.phase = phase;
+            generation.failure = failure;
+            generation.warm_until_ms = None;
+            logs = generation.logs.take();
+        }
+        if let Some(generation) = state.record.generation(number) {
+            self.forget_tasks(&mut commit, &state.record, generation);
+        }
+        if let Some(logs) = logs {
+            commit.deletes = logs.all();
+            for output in logs.mounted() {
+                let mut topic = (*topic(&self.inner.log, &output.topic)?.state()).clone();
+                if topic.mounts.iter().any(|m| m.log == output.log) {
+                    topic.version += 1;
+                    topic.mounts.iter_mut().filter(|m| m.log == output.log).for_each(|m| {
+                        m.retired = true;
+                    });
+                    commit.topics.push(TopicChange::Put(topic));
+                }
+            }
+        }
+        let over = after.generations.iter().filter(|g| !g.phase.runs()).count();
+        let mut drop_oldest = over.saturating_sub(REMEMBERED_GENERATIONS);
+        after.generations.retain(|g| {
+            let forget = drop_oldest > 0 && !g.phase.runs();
+            drop_oldest -= usize::from(forget);
+            !forget
+        });
+        let files = self.checkpoint_files(&state.record, |n| n == number);
+        self.store(&mut state, after, commit)?;
+        crash_point("end-recorded");
+        files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
+        state.running.remove(&number);
+        state.replay_began.remove(&number);
+        Ok(())
+    }
+
+    /// Holds the live tasks until [`Registry::resume`].
+    ///
+    /// # Errors
+    /// When there is no such deployment.
+    pub fn pause(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        self.set_paused(name, true)
+    }
+
+    /// Lets the live tasks go on, and starts again those that had failed.
+    ///
+    /// # Errors
+    /// When there is no such deployment, or its tasks cannot be started.
+    pub fn resume(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        self.set_paused(name, false)
+    }
+
+    fn set_paused(&self, name: &str, paused: bool) -> Result<DeploymentStatus, Error> {
+        let deployment = self.find(name)?;
+        let _operation = begin(&deployment)?;
+        let mut state = deployment.state.lock();
+        let live = state.record.live;
+        let failed = state.running.get(&live).is_some_and(|r| r.failure().is_some());
+        if state.record.paused != paused || failed {
+            let mut after = state.record.clone();
+            after.paused = paused;
+            if let Some(generation) = after.generation_mut(live) {
+                generation.failure = None;
+            }
+            self.store(&mut state, after, Commit::default())?;
+            if failed && !paused {
+                self.restart_live(&mut state)?;
+            }
+            if let Some(running) = state.running.get(&live) {
+                running.tasks.iter().for_each(|task| task.set_hold(paused));
+            }
+            let kind = if paused { "paused" } else { "resumed" };
+            self.inner.events.tell(kind, name, Some(live.0), format!("{name} is {kind}"));
+        }
+        drop(state);
+        self.deployment(name)
+    }
+
+    /// Starts the live tasks anew; those that follow them are started anew too.
+    fn restart_live(&self, state: &mut DeploymentState) -> Result<(), Error> {
+        for running in state.running.values() {
+            running.stop(STOP_TIMEOUT);
+        }
+        state.running.clear();
+        self.start_running(state)
+    }
+
+    /// Puts a deployment's next record into the catalogue, with what else `commit` holds.
+    pub(super) fn store(
+        &self,
+        state: &mut DeploymentState,
+        after: DeploymentRecord,
+        mut commit: Commit,
+    ) -> Result<(), Error> {
+        let key = DeploymentRecord::key(after.id);
+        let stored = after.encode();
+        commit.guards.push(Guard { key: key.clone(), expected: Some(state.stored.clone()) });
+        commit.metadata.push((key, Some(stored.clone())));
+        self.commit(commit)?;
+        (state.record, state.stored) = (after, stored);
+        Ok(())
+    }
+}
+
+/// Takes the deployment for a change, or tells that someone else has it.
+pub(super) fn begin(deployment: &Deployment) -> Result<MutexGuard<'_, ()>, Error> {
+    deployment.operation.try_lock_for(Duration::from_millis(50)).ok_or_else(|| {
+        let message = "someone else is changing this deployment right now: look at its status, then try again";
+        Error::new(Kind::Conflict, "operation_under_way", message)
+    })
+}
+
+fn no_candidate(name: &str) -> Error {
+    let message = format!("{name} has no candidate: nothing is being swapped");
+    Error::new(Kind::Conflict, "no_candidate", message)
+}

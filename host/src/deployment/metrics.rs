@@ -1,0 +1,181 @@
+//! The host's metrics, in Prometheus' text format.
+//!
+//! What happens is counted where it happens; what is (lag, bytes, progress) is read from the
+//! registry when someone asks.
+
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry as Metrics;
+
+use crate::plugin::{CallOutput, Level, Metric};
+use crate::task::{Observer, TaskSpec};
+
+/// A topic's partition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PartitionLabels {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+}
+
+/// A generation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct GenerationLabels {
+    /// The deployment.
+    pub deployment: String,
+    /// The generation.
+    pub generation: u32,
+}
+
+/// A plugin's own metric.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabels {
+    /// The deployment.
+    pub deployment: String,
+    /// The generation.
+    pub generation: u32,
+    /// The name that the plugin gave.
+    pub name: String,
+}
+
+type FloatGauge = Gauge<f64, AtomicU64>;
+
+/// Everything that `/metrics` shows.
+#[derive(Default)]
+pub struct HostMetrics {
+    registry: Mutex<Metrics>,
+    /// Records that producers appended.
+    pub produced: Family<PartitionLabels, Counter>,
+    /// Records handed to plugins.
+    pub records_in: Family<GenerationLabels, Counter>,
+    /// Records that plugins made.
+    pub records_out: Family<GenerationLabels, Counter>,
+    /// Records that a plugin could not process.
+    pub traps: Family<GenerationLabels, Counter>,
+    /// Records that went to dead letters, or would have.
+    pub dead_letters: Family<GenerationLabels, Counter>,
+    /// Fuel that plugins burned.
+    pub fuel: Family<GenerationLabels, Counter>,
+    /// Input records ahead of a generation.
+    pub lag: Family<GenerationLabels, Gauge>,
+    /// Bytes of a generation's stores.
+    pub state_bytes: Family<GenerationLabels, Gauge>,
+    /// How much of its history a generation has replayed.
+    pub replay_progress: Family<GenerationLabels, FloatGauge>,
+    /// How long the last flip of a deployment held its live tasks.
+    pub swap_pause: Family<GenerationLabels, FloatGauge>,
+    /// Bytes of the log's head.
+    pub head_bytes: Gauge,
+    /// Bytes free on the data directory's disk.
+    pub disk_free: Gauge,
+    plugin_counters: Family<PluginLabels, Counter>,
+    plugin_gauges: Family<PluginLabels, FloatGauge>,
+}
+
+impl HostMetrics {
+    /// All metrics, at zero.
+    pub fn new() -> Self {
+        let metrics = Self::default();
+        {
+            let mut registry = metrics.registry.lock();
+            let r = registry.sub_registry_with_prefix("anabranch");
+            r.register(
+                "records_produced",
+                "Records that producers appended",
+                metrics.produced.clone(),
+            );
+            r.register("records_in", "Input records processed", metrics.records_in.clone());
+            r.register("records_out", "Output records made", metrics.records_out.clone());
+            r.register("traps", "Records a plugin could not process", metrics.traps.clone());
+            r.register("dead_letters", "Records refused or poison", metrics.dead_letters.clone());
+            r.register("fuel", "Fuel burned by plugins", metrics.fuel.clone());
+            r.register("lag_records", "Input records ahead of a generation", metrics.lag.clone());
+            r.register("state_bytes", "Bytes of stores", metrics.state_bytes.clone());
+            let progress = metrics.replay_progress.clone();
+            r.register("replay_progress_ratio", "Share of history replayed", progress);
+            let pause = metrics.swap_pause.clone();
+            r.register("swap_pause_seconds", "How long the last flip held live tasks", pause);
+            r.register("head_bytes", "Bytes of the log's head", metrics.head_bytes.clone());
+            r.register("disk_free_bytes", "Bytes free on disk", metrics.disk_free.clone());
+            let counters = metrics.plugin_counters.clone();
+            r.register("plugin_counter", "Counters that plugins add to", counters);
+            r.register("plugin_gauge", "Gauges that plugins set", metrics.plugin_gauges.clone());
+        }
+        metrics
+    }
+
+    /// The text of `/metrics`.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        match encode(&mut text, &self.registry.lock()) {
+            Ok(()) => text,
+            Err(error) => format!("# cannot be shown: {error}\n"),
+        }
+    }
+}
+
+/// The labels of a task's generation.
+fn labels(spec: &TaskSpec) -> GenerationLabels {
+    let generation = spec.generation.number.0;
+    GenerationLabels { deployment: spec.deployment.clone(), generation }
+}
+
+impl Observer for HostMetrics {
+    fn called(&self, spec: &TaskSpec, records: usize, output: &CallOutput) {
+        let labels = labels(spec);
+        self.records_in.get_or_create(&labels).inc_by(records as u64);
+        let made: usize = output.outputs.iter().map(|o| o.sources.len()).sum();
+        self.records_out.get_or_create(&labels).inc_by(made as u64);
+        self.fuel.get_or_create(&labels).inc_by(output.fuel_used);
+        if !output.rejections.is_empty() {
+            self.dead_letters.get_or_create(&labels).inc_by(output.rejections.len() as u64);
+        }
+        for (level, message) in &output.logs {
+            let (deployment, generation) = (&*labels.deployment, labels.generation);
+            match level {
+                Level::Debug => {
+                    tracing::debug!(target: "plugin", deployment, generation, "{message}")
+                }
+                Level::Info => {
+                    tracing::info!(target: "plugin", deployment, generation, "{message}")
+                }
+                Level::Warn => {
+                    tracing::warn!(target: "plugin", deployment, generation, "{message}")
+                }
+                Level::Error => {
+                    tracing::error!(target: "plugin", deployment, generation, "{message}")
+                }
+            }
+        }
+        for change in &output.metrics {
+            let label = |name: &str| PluginLabels {
+                deployment: labels.deployment.clone(),
+                generation: labels.generation,
+                name: name.to_owned(),
+            };
+            match change.change {
+                Metric::Add(delta) => {
+                    self.plugin_counters.get_or_create(&label(&change.name)).inc_by(delta);
+                }
+                Metric::Set(value) => {
+                    self.plugin_gauges.get_or_create(&label(&change.name)).set(value);
+                }
+            }
+        }
+    }
+
+    fn poison(&self, spec: &TaskSpec, reason: &str) {
+        let labels = labels(spec);
+        self.traps.get_or_create(&labels).inc();
+        self.dead_letters.get_or_create(&labels).inc();
+        let (deployment, generation) = (&*labels.deployment, labels.generation);
+        tracing::warn!(deployment, generation, "poison record: {reason}");
+    }
+}

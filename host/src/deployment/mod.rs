@@ -1,0 +1,27 @@
+//! Deployments: what runs which plugin over which topics, in which generation.
+//!
+//! [`Registry`] is the host's one front. Behind it: [`lifecycle`] changes what is deployed, [`flip`]
+//! is the one atomic step between generations, [`controller`] does what is due without being asked,
+//! [`running`] holds the tasks, [`stores`] and [`view`] answer questions, [`record`] is what the
+//! catalogue keeps.
+
+mod controller;
+mod error;
+mod events;
+mod flip;
+mod generation;
+mod lifecycle;
+mod metrics;
+mod record;
+mod registry;
+mod running;
+mod spec;
+mod status;
+mod stores;
+mod view;
+
+pub use error::{Error, Kind};
+pub use registry::{CreateTopic, PartitionEnd, ProduceDone, Produced, Registry};
+pub use spec::{Approve, DeploymentSpec, OnPoison, StartAt, StateFrom, SwapRequest, SwapSpec};
+pub use status::*;
+pub use stores::{StoreQuery, StoreScan};

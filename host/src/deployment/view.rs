@@ -1,0 +1,129 @@
+//! What the registry shows of deployments: status and metrics.
+
+use super::events::rfc3339;
+use super::metrics::GenerationLabels;
+use super::record::GenerationRecord;
+use super::registry::DeploymentState;
+use super::running::RunningGeneration;
+use super::{DeploymentStatus, Error, GenerationStatus, Progress, Registry, TaskStatus};
+use crate::task::RunState;
+
+impl Registry {
+    /// A deployment as it is now.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn deployment(&self, name: &str) -> Result<DeploymentStatus, Error> {
+        let deployment = self.find(name)?;
+        let state = deployment.state.lock();
+        Ok(self.deployment_status(&state))
+    }
+
+    /// All deployments, by name.
+    pub fn deployments(&self) -> Vec<DeploymentStatus> {
+        let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
+        deployments.iter().map(|d| self.deployment_status(&d.state.lock())).collect()
+    }
+
+    fn deployment_status(&self, state: &DeploymentState) -> DeploymentStatus {
+        let record = &state.record;
+        let generations = record.generations.iter().map(|generation| {
+            let running = state.running.get(&generation.number);
+            self.generation_status(generation, running.map(AsRef::as_ref))
+        });
+        DeploymentStatus {
+            name: record.name().to_string(),
+            spec: record.spec.clone(),
+            live: record.live.0,
+            candidate: record.candidate().map(|g| g.number.0),
+            warm: record.warm().map(|g| g.number.0),
+            paused: record.paused,
+            last_pause_ms: state.last_pause.map(|pause| pause.as_secs_f64() * 1e3),
+            generations: generations.collect(),
+        }
+    }
+
+    fn generation_status(
+        &self,
+        generation: &GenerationRecord,
+        running: Option<&RunningGeneration>,
+    ) -> GenerationStatus {
+        GenerationStatus {
+            number: generation.number.0,
+            phase: generation.phase,
+            plugin: generation.plugin.to_string(),
+            plugin_name: generation.plugin_name.clone(),
+            plugin_version: generation.plugin_version.clone(),
+            parent: generation.parent.map(|n| n.0),
+            from: generation.from.clone(),
+            reason: generation.reason.clone(),
+            failure: generation.failure.clone(),
+            created_at: rfc3339(generation.created_ms),
+            warm_until: generation.warm_until_ms.map(rfc3339),
+            progress: running.map_or_else(Progress::default, |running| self.progress(running)),
+            tasks: running.map_or_else(Vec::new, tasks),
+        }
+    }
+
+    fn progress(&self, running: &RunningGeneration) -> Progress {
+        let (records, remaining) = (running.records(), running.remaining());
+        let rate = running.rate.sample(self.inner.clock.monotonic(), records);
+        let eta_seconds = (remaining > 0 && rate > 0.0).then(|| remaining as f64 / rate);
+        Progress { records, remaining, rate, eta_seconds }
+    }
+
+    /// The text of `/metrics`.
+    pub fn metrics(&self) -> String {
+        let metrics = &self.inner.metrics;
+        metrics.head_bytes.set(self.inner.log.head_bytes() as i64);
+        if let Ok(free) = self.inner.file_system.free_bytes(&self.inner.config.data.dir) {
+            metrics.disk_free.set(free as i64);
+        }
+        for family in [&metrics.lag, &metrics.state_bytes] {
+            family.clear();
+        }
+        metrics.replay_progress.clear();
+        metrics.swap_pause.clear();
+        let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
+        for deployment in deployments {
+            let state = deployment.state.lock();
+            let name = state.record.name().to_string();
+            let labels = |generation| GenerationLabels { deployment: name.clone(), generation };
+            for (number, running) in &state.running {
+                let progress = self.progress(running);
+                let labels = labels(number.0);
+                metrics.lag.get_or_create(&labels).set(progress.remaining as i64);
+                let bytes = super::stores::state_bytes(running);
+                metrics.state_bytes.get_or_create(&labels).set(bytes as i64);
+                let all = (progress.records + progress.remaining).max(1);
+                let ratio = progress.records as f64 / all as f64;
+                metrics.replay_progress.get_or_create(&labels).set(ratio);
+            }
+            if let Some(pause) = state.last_pause {
+                let labels = labels(state.record.live.0);
+                metrics.swap_pause.get_or_create(&labels).set(pause.as_secs_f64());
+            }
+        }
+        metrics.render()
+    }
+}
+
+fn tasks(running: &RunningGeneration) -> Vec<TaskStatus> {
+    let task = |task: &std::sync::Arc<crate::task::TaskShared>| {
+        let (state, failure) = match task.run_state() {
+            RunState::Starting => ("starting", None),
+            RunState::Running => ("running", None),
+            RunState::Idle => ("idle", None),
+            RunState::Held => ("held", None),
+            RunState::Stopped(reason) if reason.is_empty() => ("stopped", None),
+            RunState::Stopped(reason) => ("failed", Some(reason)),
+        };
+        TaskStatus {
+            partition: task.partition.0,
+            inputs: task.positions().into_iter().map(|o| o.0).collect(),
+            state: state.to_owned(),
+            failure,
+        }
+    };
+    running.tasks.iter().map(task).collect()
+}

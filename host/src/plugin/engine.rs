@@ -1,0 +1,261 @@
+//! The engine that all plugins share, and plugins compiled for it.
+//!
+//! **Invariant:** [`engine_config`] is the only place that configures wasmtime, and everything in it
+//! serves determinism or containment. No plugin ever sees WASI, threads, or a wall clock.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use wasmtime::component::{Component, InstancePre, Linker};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, Store, Trap};
+
+use super::cache::Cache;
+use super::call::CallError;
+use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
+use super::description::{Description, DescriptionError};
+use super::imports::{CallScope, HostState, Imports};
+use super::instance::{Guest, Instance, arm, call_error, new_store};
+use super::limits::Limits;
+use crate::types::Digest;
+
+/// How often the epoch moves on, in milliseconds: the grain of deadlines.
+pub(super) const TICK_MS: u64 = 10;
+
+/// The stack of a guest in bytes. Recursion beyond it traps, the same on every machine.
+const MAX_WASM_STACK_BYTES: usize = 512 << 10;
+
+/// Why plugins cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The engine cannot be made: a fault of this build or machine.
+    #[error("the WebAssembly engine does not start: {0}")]
+    Engine(String),
+    /// The directory for compiled plugins cannot be used.
+    #[error("the directory for compiled plugins, {directory}, cannot be used: {source}")]
+    Cache {
+        /// The directory.
+        directory: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A stored plugin is not what was admitted.
+    #[error("plugin {digest} does not load: {reason}; push it again")]
+    Load {
+        /// The plugin.
+        digest: Digest,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The configuration of the engine, whole.
+fn engine_config() -> Config {
+    let mut config = Config::new();
+    config
+        // Containment: work is counted, time is bounded, the stack is bounded.
+        .consume_fuel(true)
+        .epoch_interruption(true)
+        .max_wasm_stack(MAX_WASM_STACK_BYTES)
+        // A fresh memory a batch must cost microseconds: map on demand, copy on write.
+        .allocation_strategy(InstanceAllocationStrategy::OnDemand)
+        .memory_init_cow(true)
+        // Determinism: one result for every NaN and every relaxed instruction on every machine.
+        .cranelift_nan_canonicalization(true)
+        .wasm_relaxed_simd(true)
+        .relaxed_simd_deterministic(true)
+        // Plugins are synchronous; without this a call costs twice as much.
+        .concurrency_support(false)
+        .wasm_component_model(true)
+        .wasm_memory64(false)
+        .cranelift_opt_level(OptLevel::Speed)
+        // Errors carry the trap alone: guests are stripped, and a backtrace is no one line.
+        .wasm_backtrace_max_frames(None);
+    config
+}
+
+struct Shared {
+    engine: Engine,
+    linker: Linker<HostState>,
+    cache: Cache,
+    engine_hash: String,
+}
+
+/// The engine, its compile cache and the thread that makes deadlines pass. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime(Arc<Shared>);
+
+impl Runtime {
+    /// Starts an engine that keeps compiled plugins in `cache_dir`. The ticking thread ends when
+    /// the last clone is gone and no plugin remains.
+    pub fn new(cache_dir: &Path) -> Result<Self, Error> {
+        let failed = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
+        let engine = Engine::new(&engine_config()).map_err(failed)?;
+        let mut linker = Linker::new(&engine);
+        ColumnPlugin::add_to_linker::<_, Imports>(&mut linker, |host| host).map_err(failed)?;
+        rows::add_to_linker::<_, Imports>(&mut linker, |host| host).map_err(failed)?;
+        let cache = Cache::open(cache_dir).map_err(|source| Error::Cache {
+            directory: cache_dir.display().to_string(),
+            source,
+        })?;
+        let weak = engine.weak();
+        let tick = move || {
+            while let Some(engine) = weak.upgrade() {
+                engine.increment_epoch();
+                drop(engine);
+                std::thread::sleep(Duration::from_millis(TICK_MS));
+            }
+        };
+        let thread = std::thread::Builder::new().name("plugin-epoch".into()).spawn(tick);
+        thread.map_err(|error| Error::Engine(format!("no thread for deadlines: {error}")))?;
+        let engine_hash = compatibility_hash(&engine);
+        Ok(Self(Arc::new(Shared { engine, linker, cache, engine_hash })))
+    }
+
+    /// Compiles an admitted component, or takes it from the cache, and asks it what it is.
+    ///
+    /// `digest` names the plugin (the bytes that were pushed); the cache goes by the component's own.
+    pub fn load(&self, digest: Digest, component: &[u8]) -> Result<Arc<Plugin>, Error> {
+        let failed = |reason: String| Error::Load { digest, reason };
+        let component = self.compile(component).map_err(|error| failed(format!("{error:#}")))?;
+        let pre = self.link(&component).map_err(|error| failed(format!("{error:#}")))?;
+        let plugin = self.describe(digest, pre).map_err(|error| failed(error.to_string()))?;
+        Ok(Arc::new(plugin))
+    }
+
+    pub(super) fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+
+    pub(super) fn compile(&self, component: &[u8]) -> wasmtime::Result<Component> {
+        let shared = &*self.0;
+        let key = format!("{}-{}", Digest::of(component).hex(), shared.engine_hash);
+        if let Some(code) = shared.cache.get(&key) {
+            // SAFETY: the bytes were written by `put` below, from this engine's own compiler: the
+            // directory is private to the host's user, the name is bound to component and engine,
+            // and the checksum says that they are whole. wasmtime checks version and configuration.
+            match unsafe { Component::deserialize(&shared.engine, &code) } {
+                Ok(component) => return Ok(component),
+                Err(_) => shared.cache.remove(&key),
+            }
+        }
+        let compiled = Component::from_binary(&shared.engine, component)?;
+        if let Err(error) = shared.cache.put(&key, &compiled.serialize()?) {
+            tracing::warn!(%error, "a compiled plugin could not be cached; it is compiled again at the next start");
+        }
+        Ok(compiled)
+    }
+
+    /// Binds imports and exports. Fails when either does not match the contract.
+    pub(super) fn link(&self, component: &Component) -> wasmtime::Result<WorldPre> {
+        let pre: InstancePre<HostState> = self.0.linker.instantiate_pre(component)?;
+        let exports = component.component_type();
+        if exports.get_export(&self.0.engine, "process-record").is_some() {
+            return RecordPluginPre::new(pre).map(WorldPre::Record);
+        }
+        ColumnPluginPre::new(pre).map(WorldPre::Column)
+    }
+
+    /// Asks a component what it is.
+    pub(super) fn describe(&self, digest: Digest, pre: WorldPre) -> Result<Plugin, DescribeError> {
+        let unknown = Arc::new(Description::default());
+        let mut store = new_store(&self.0.engine, unknown, &Limits::default());
+        let guest = pre.start(&mut store)?;
+        arm(&mut store, start_fuel(&Limits::default()))?;
+        let json = guest.describe(&mut store)?;
+        let description = Arc::new(Description::parse(&json)?);
+        Ok(Plugin { runtime: self.clone(), digest, description, pre })
+    }
+}
+
+/// Why a component does not say what it is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DescribeError {
+    /// It fails.
+    #[error("describe: {0}")]
+    Call(#[from] CallError),
+    /// What it says is not sound.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+}
+
+/// Sixteen hexadecimal digits for everything that compiled code depends on.
+fn compatibility_hash(engine: &Engine) -> String {
+    use std::hash::{Hash, Hasher};
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn start_fuel(limits: &Limits) -> (&'static str, u64) {
+    ("fuel_per_start", limits.fuel_per_start)
+}
+
+/// A component whose imports are bound, by world.
+#[derive(Clone)]
+pub(super) enum WorldPre {
+    /// Whole batches.
+    Column(ColumnPluginPre<HostState>),
+    /// A record a call.
+    Record(RecordPluginPre<HostState>),
+}
+
+impl WorldPre {
+    /// Instantiates, which runs the guest's own start function.
+    fn start(&self, store: &mut Store<HostState>) -> Result<Guest, CallError> {
+        let limits = start_fuel(&store.data().limits);
+        arm(store, limits)?;
+        let guest = match self {
+            Self::Column(pre) => pre.instantiate(&mut *store).map(Guest::Column),
+            Self::Record(pre) => pre.instantiate(&mut *store).map(Guest::Record),
+        };
+        guest.map_err(|error| {
+            // What is neither a trap nor a limit is the machine's: no memory to map, say.
+            if error.is::<CallError>() || error.is::<Trap>() {
+                call_error(error, store.data())
+            } else {
+                CallError::Host(format!("no instance: {error:#}").into())
+            }
+        })
+    }
+}
+
+/// A plugin, compiled and bound, ready to be instantiated any number of times.
+pub struct Plugin {
+    runtime: Runtime,
+    digest: Digest,
+    description: Arc<Description>,
+    pre: WorldPre,
+}
+
+impl std::fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Plugin({}, {})", self.description.name, self.digest)
+    }
+}
+
+impl Plugin {
+    /// The digest of the bytes that were pushed.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the plugin says of itself.
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// A fresh instance that has been given its config. A guest fault here (`init` fails) is a fault
+    /// of plugin or config, not of any record.
+    pub fn instantiate(&self, config: &Value, limits: &Limits) -> Result<Instance, CallError> {
+        let description = Arc::clone(&self.description);
+        let mut store = new_store(&self.runtime.0.engine, description, limits);
+        let guest = self.pre.start(&mut store)?;
+        arm(&mut store, start_fuel(limits))?;
+        guest.init(&mut store, &config.to_string())?;
+        let logs = std::mem::take(&mut store.data_mut().call.logs);
+        store.data_mut().call = CallScope { logs, ..CallScope::default() };
+        Ok(Instance::new(store, guest))
+    }
+}

@@ -1,0 +1,38 @@
+//! Plugins: WebAssembly components in a sandbox, from the bytes that were pushed to checked columns.
+//!
+//! [`Runtime::admit`] decides whether bytes are a plugin; [`Runtime::load`] compiles one;
+//! [`Plugin::instantiate`] starts it and [`Instance::process`] hands it a batch. `task` builds on
+//! this: it owns the batches, the overlay behind [`StateAccess`], the halving and the policies.
+//!
+//! **Invariant:** this is the only place that names wasmtime. Nothing that a guest returns leaves
+//! this module unchecked, and nothing a guest does costs more than its [`Limits`]. The module knows
+//! neither the log nor the state stores.
+
+mod admit;
+mod cache;
+mod call;
+mod columns;
+mod contract;
+mod description;
+mod engine;
+mod imports;
+mod instance;
+mod limits;
+mod rows;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+pub use admit::{Admitted, MAX_PLUGIN_BYTES, Refusal};
+pub use call::{
+    AccessError, CallError, CallOutput, Fault, Input, Level, Metric, MetricChange, OutputColumns,
+    Page, Run, StateAccess,
+};
+pub use description::{
+    Description, DescriptionError, KeyPart, OutputDeclaration, OutputKind, StoreDeclaration,
+    ValueFormat,
+};
+pub use engine::{Error, Plugin, Runtime};
+pub use instance::Instance;
+pub use limits::Limits;
+pub use schema::{SchemaError, check_config};

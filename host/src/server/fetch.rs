@@ -1,0 +1,363 @@
+//! Reading records: a page, or a stream that follows the partition, across swaps.
+//!
+//! A page ends where a swap lies, so that it holds the records of one generation; where to go on is
+//! in the header `anabranch-next-offset`. A stream goes on with the new generation's records and,
+//! as server-sent events, tells of the swap; lines of NDJSON are records and nothing else.
+//!
+//! **Invariant:** the id of an event is the next offset to read, so that `Last-Event-ID` resumes
+//! exactly; a stream that cannot go on is broken off or says so, and never skips.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::app::{App, run_blocking};
+use super::extract::{Params, Path};
+use super::operations::last_event_id;
+use super::problem::{Problem, ProblemBody};
+use super::records::{Shower, show_event};
+use super::stream::{self, Sink, Woken};
+use super::topics::topic_name;
+use crate::deployment::StartAt;
+use crate::log::{ReadError, TopicPartition, TopicRead, TopicReader};
+use crate::types::{Offset, PartitionId};
+
+/// Most records that a stream reads at once, so that a slow client holds few in memory.
+const STEP_RECORDS: usize = 4_096;
+/// Most bytes that a stream reads at once.
+const STEP_BYTES: usize = 1 << 20;
+
+/// Which records are read.
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct FetchParams {
+    /// `earliest` (the default), `latest`, an offset, or a time (RFC 3339).
+    from: Option<String>,
+    /// Most records; a page also has the host's limits.
+    limit: Option<usize>,
+    /// Whether to go on with what is appended later; event streams do by default.
+    follow: Option<bool>,
+}
+
+/// How records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Ndjson,
+    Json,
+    Events,
+}
+
+/// Reads records of one partition.
+///
+/// By `Accept`: NDJSON (the default), a JSON array, or server-sent events: `record`, whose data is
+/// the record, and `swap`, whose data names the generations and the next offset. A page's headers
+/// `anabranch-next-offset` and `anabranch-end-offset` say where to go on and where the partition
+/// ends; a page that ended at a swap has it in `anabranch-swap`.
+#[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/records", tag = "topics",
+    params(("topic" = String, Path), ("partition" = u32, Path), FetchParams,
+        ("last-event-id" = Option<u64>, Header, description = "The id of the last event seen; wins over `from`")),
+    responses((status = 200, content((String = "application/x-ndjson"),
+            (Vec<Object> = "application/json"), (String = "text/event-stream"))),
+        (status = 404, body = ProblemBody), (status = 410, body = ProblemBody),
+        (status = 416, body = ProblemBody)))]
+pub async fn fetch(
+    State(app): State<App>,
+    Path((topic, partition)): Path<(String, u32)>,
+    Params(params): Params<FetchParams>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let form = form(&headers)?;
+    let follow = params.follow.unwrap_or(form == Form::Events);
+    if follow && form == Form::Json {
+        return Err(Problem::invalid(
+            "invalid_query",
+            "a JSON array has an end; to follow, accept application/x-ndjson or text/event-stream",
+        ));
+    }
+    let name = topic_name(&topic)?;
+    let topic = app.blocking(move |registry| registry.topic_handle(&name)).await?;
+    let count = topic.state().partitions;
+    let partition = topic.partition(PartitionId(partition)).ok_or_else(|| {
+        let detail = format!(
+            "topic {} has no partition {partition}; it has {count}, counted from 0",
+            topic.state().name
+        );
+        Problem::new(StatusCode::NOT_FOUND, "partition_not_found", detail)
+    })?;
+    let resumed = last_event_id(&headers)?.map(|id| id.to_string());
+    let from = resumed.or(params.from).unwrap_or_else(|| "earliest".to_owned());
+    let http = &app.config().http;
+    let cursor = Cursor {
+        shower: Shower { format: topic.state().format, partition: partition.id() },
+        form,
+        position: Offset::ZERO,
+        left: params.limit.unwrap_or(usize::MAX),
+        reader: partition.reader(),
+        partition,
+    };
+    if !follow {
+        let records = cursor.left.min(http.max_fetch_records);
+        let bytes = http.max_fetch_bytes;
+        return run_blocking(move || cursor.at(&from)?.page(records, bytes)).await;
+    }
+    let heartbeat = (form == Form::Events).then(|| Duration::from_millis(http.heartbeat_ms));
+    // The first step is taken before the reply, so that a bad position is refused as one. An event
+    // stream begins with its position, so that who loses it before the first record loses nothing.
+    let (cursor, first) = run_blocking(move || {
+        let mut cursor = cursor.at(&from)?;
+        let mut begin = match cursor.form {
+            Form::Events => format!("id: {}\n\n", cursor.position).into_bytes(),
+            Form::Ndjson | Form::Json => Vec::new(),
+        };
+        if let Step::Piece(piece) = cursor.step()? {
+            begin.extend(piece);
+        }
+        Ok((cursor, begin))
+    })
+    .await?;
+    let kind = if form == Form::Events { "text/event-stream" } else { "application/x-ndjson" };
+    let (sink, reply) = stream::open(kind, heartbeat, app.stopping());
+    tokio::spawn(run(cursor, first, sink));
+    Ok(reply)
+}
+
+/// Sends what a cursor finds, and waits for more.
+async fn run(mut cursor: Cursor, first: Vec<u8>, mut sink: Sink) {
+    let (mut changed, _subscription) = cursor.partition.watch();
+    let mut step = Step::Piece(first);
+    loop {
+        let ended = match step {
+            Step::Piece(piece) => sink.send(piece).await == Woken::Over || cursor.left == 0,
+            Step::Nothing => match sink.wait(changed.changed()).await {
+                Ok(_) => false,
+                Err(_over) => true,
+            },
+        };
+        if ended {
+            return;
+        }
+        changed.mark_unchanged();
+        let stepped = run_blocking(move || {
+            let step = cursor.step();
+            Ok((cursor, step))
+        });
+        let Ok((back, next)) = stepped.await else { return };
+        cursor = back;
+        step = match next {
+            Ok(step) => step,
+            Err(problem) => {
+                if cursor.form == Form::Events {
+                    let mut piece = Vec::new();
+                    let data = json!({"code": problem.code(), "detail": problem.detail()});
+                    show_event(&mut piece, cursor.position, "error", |out| {
+                        out.extend_from_slice(data.to_string().as_bytes());
+                    });
+                    sink.send(piece).await;
+                }
+                return sink.abort(problem.detail()).await;
+            }
+        };
+    }
+}
+
+/// A position in a partition, and how what is found there is written.
+struct Cursor {
+    partition: TopicPartition,
+    reader: TopicReader,
+    shower: Shower,
+    form: Form,
+    position: Offset,
+    /// Records that may still be written.
+    left: usize,
+}
+
+/// What a step of a stream found.
+enum Step {
+    Piece(Vec<u8>),
+    Nothing,
+}
+
+impl Cursor {
+    /// Goes to where `from` says.
+    fn at(mut self, from: &str) -> Result<Self, Problem> {
+        let start: Result<StartAt, _> = from.parse();
+        self.position = match (from, start) {
+            ("latest", _) => self.partition.end_offset(),
+            (_, Ok(StartAt::Earliest)) => self.partition.start_offset(),
+            (_, Ok(StartAt::Offset(offset))) => Offset(offset),
+            (_, Ok(StartAt::Time(ms))) => self.partition.offset_for_time(ms)?,
+            (_, Err(_)) => {
+                return Err(Problem::invalid(
+                    "invalid_query",
+                    format!(
+                        "from={from} is no position: say earliest, latest, an offset such as 1000, or a time such as 2013-01-01T00:00:00Z"
+                    ),
+                ));
+            }
+        };
+        Ok(self)
+    }
+
+    /// The next records or swap of a stream.
+    fn step(&mut self) -> Result<Step, Problem> {
+        let most = self.left.min(STEP_RECORDS);
+        let mut piece = Vec::new();
+        match self.reader.read(self.position, Offset::LIMIT, most, STEP_BYTES)? {
+            TopicRead::Records(batch) => {
+                for i in 0..batch.len() {
+                    let next = Offset(batch.offsets[i] + 1);
+                    self.write(&mut piece, next, |shower, out| shower.record(out, &batch, i));
+                }
+                self.left -= batch.len();
+                self.position = batch.next_offset().unwrap_or(self.position);
+                Ok(Step::Piece(piece))
+            }
+            TopicRead::Swap { at, next, generation_from, generation_to } => {
+                self.position = next;
+                if self.form == Form::Events {
+                    let data = swap_json(at, next, generation_from, generation_to);
+                    show_event(&mut piece, next, "swap", |out| {
+                        out.extend_from_slice(data.as_bytes());
+                    });
+                }
+                Ok(Step::Piece(piece))
+            }
+            TopicRead::End => Ok(Step::Nothing),
+        }
+    }
+
+    /// What is there now, within the limits, as one reply.
+    fn page(mut self, max_records: usize, max_bytes: usize) -> Result<Response, Problem> {
+        let (mut body, mut records, mut bytes) = (Vec::new(), 0, 0);
+        let mut swap = None;
+        while records < max_records && bytes < max_bytes {
+            let room = (max_records - records, max_bytes - bytes);
+            match self.reader.read(self.position, Offset::LIMIT, room.0, room.1)? {
+                TopicRead::Records(batch) => {
+                    for i in 0..batch.len() {
+                        if records + i > 0 && self.form == Form::Json {
+                            body.push(b',');
+                        }
+                        let next = Offset(batch.offsets[i] + 1);
+                        self.write(&mut body, next, |shower, out| shower.record(out, &batch, i));
+                    }
+                    records += batch.len();
+                    bytes += batch.records.size_bytes();
+                    self.position = batch.next_offset().unwrap_or(self.position);
+                }
+                TopicRead::Swap { at, next, generation_from, generation_to } => {
+                    self.position = next;
+                    swap = Some(swap_json(at, next, generation_from, generation_to));
+                    if records > 0 {
+                        break;
+                    }
+                }
+                TopicRead::End => break,
+            }
+        }
+        Ok(self.reply(body, swap))
+    }
+
+    fn reply(&self, body: Vec<u8>, swap: Option<String>) -> Response {
+        let (kind, body) = match self.form {
+            Form::Ndjson => ("application/x-ndjson", body),
+            Form::Events => ("text/event-stream", body),
+            Form::Json => ("application/json", [b"[", &body[..], b"]"].concat()),
+        };
+        let mut reply = ([(header::CONTENT_TYPE, kind)], body).into_response();
+        let end = self.partition.end_offset().max(self.position);
+        let headers = reply.headers_mut();
+        headers.insert("anabranch-next-offset", self.position.0.into());
+        headers.insert("anabranch-end-offset", end.0.into());
+        if let Some(value) = swap.and_then(|swap| HeaderValue::from_str(&swap).ok()) {
+            headers.insert("anabranch-swap", value);
+        }
+        reply
+    }
+
+    /// Writes one record in the reply's form.
+    fn write(&self, out: &mut Vec<u8>, next: Offset, record: impl FnOnce(&Shower, &mut Vec<u8>)) {
+        match self.form {
+            Form::Ndjson => {
+                record(&self.shower, out);
+                out.push(b'\n');
+            }
+            Form::Json => record(&self.shower, out),
+            Form::Events => show_event(out, next, "record", |out| record(&self.shower, out)),
+        }
+    }
+}
+
+fn swap_json(at: Offset, next: Offset, from: Option<u32>, to: Option<u32>) -> String {
+    json!({"at": at, "next_offset": next, "generation_from": from, "generation_to": to}).to_string()
+}
+
+/// The first of the accepted types that records can be written as.
+fn form(headers: &HeaderMap) -> Result<Form, Problem> {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let Some(accept) = accept else { return Ok(Form::Ndjson) };
+    let known = |kind: &str| match kind.split(';').next().unwrap_or_default().trim() {
+        "application/x-ndjson" | "application/*" | "*/*" => Some(Form::Ndjson),
+        "application/json" => Some(Form::Json),
+        "text/event-stream" => Some(Form::Events),
+        _ => None,
+    };
+    accept.split(',').find_map(known).ok_or_else(|| {
+        Problem::new(
+            StatusCode::NOT_ACCEPTABLE,
+            "not_acceptable",
+            format!(
+                "records come as application/x-ndjson, application/json or text/event-stream, not as {accept:?}"
+            ),
+        )
+    })
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        let (status, code, next) = match &error {
+            ReadError::BelowStart { start, .. } => {
+                (StatusCode::GONE, "offset_out_of_range", Some(start))
+            }
+            ReadError::BeyondEnd { end, .. } => {
+                (StatusCode::RANGE_NOT_SATISFIABLE, "offset_out_of_range", Some(end))
+            }
+            ReadError::Retired { next, .. } => (StatusCode::GONE, "offset_retired", Some(next)),
+            ReadError::Deleted { .. } => (StatusCode::NOT_FOUND, "topic_deleted", None),
+            ReadError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "corrupt", None),
+        };
+        let problem = Problem::new(status, code, error.to_string());
+        match next {
+            Some(next) => problem.with("next_offset", next.0),
+            None => problem,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accepted_form_is_chosen() {
+        let cases = [
+            (None, Ok(Form::Ndjson)),
+            (Some("*/*"), Ok(Form::Ndjson)),
+            (Some("text/html, application/json;q=0.9"), Ok(Form::Json)),
+            (Some("text/event-stream"), Ok(Form::Events)),
+            (Some("text/html"), Err("not_acceptable")),
+        ];
+        for (accept, expected) in cases {
+            let mut headers = HeaderMap::new();
+            if let Some(accept) = accept {
+                headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            }
+            assert_eq!(form(&headers).map_err(|problem| problem.code()), expected, "{accept:?}");
+        }
+    }
+}

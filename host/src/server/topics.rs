@@ -1,0 +1,179 @@
+//! Routes of topics: create, list, describe, delete, and append records.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::app::{App, run_blocking};
+use super::extract::{JsonBody, NoParams, Params, Path, Whole, expect_type};
+use super::problem::{Problem, ProblemBody};
+use super::records::{DecodeError, Decoder, Limits, RawFields};
+use crate::deployment::{CreateTopic, Produced, TopicStatus};
+use crate::types::TopicName;
+
+/// The topic that a path names.
+///
+/// # Errors
+/// 400 that says how names are written.
+pub fn topic_name(text: &str) -> Result<TopicName, Problem> {
+    text.parse().map_err(|error| Problem::invalid("invalid_name", format!("{error}")))
+}
+
+/// All topics, by name.
+#[utoipa::path(get, path = "/v1/topics", tag = "topics",
+    responses((status = 200, body = Vec<TopicStatus>)))]
+pub async fn list_topics(
+    State(app): State<App>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Json<Vec<TopicStatus>>, Problem> {
+    app.blocking(|registry| Ok(registry.topics())).await.map(Json)
+}
+
+/// One topic.
+#[utoipa::path(get, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path)),
+    responses((status = 200, body = TopicStatus), (status = 404, body = ProblemBody)))]
+pub async fn get_topic(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Json<TopicStatus>, Problem> {
+    let name = topic_name(&topic)?;
+    app.blocking(move |registry| registry.topic(&name)).await.map(Json)
+}
+
+/// Creates a topic. The same topic again changes nothing; another one under the name is a conflict.
+#[utoipa::path(put, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path)),
+    request_body = CreateTopic,
+    responses((status = 200, body = TopicStatus), (status = 409, body = ProblemBody)))]
+pub async fn create_topic(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    Params(NoParams {}): Params<NoParams>,
+    JsonBody(options): JsonBody<CreateTopic>,
+) -> Result<Json<TopicStatus>, Problem> {
+    let name = topic_name(&topic)?;
+    app.blocking(move |registry| registry.create_topic(&name, &options)).await.map(Json)
+}
+
+/// Deletes a topic and its records. One that a deployment reads or writes is refused.
+#[utoipa::path(delete, path = "/v1/topics/{topic}", tag = "topics", params(("topic" = String, Path)),
+    responses((status = 204), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
+pub async fn delete_topic(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<StatusCode, Problem> {
+    let name = topic_name(&topic)?;
+    app.blocking(move |registry| registry.delete_topic(&name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// How the body of a produce request is read.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct ProduceParams {
+    /// `records` (the default): each line is a record. `raw`: each line is a bare JSON value.
+    #[serde(default)]
+    values: Values,
+    /// With `values=raw`: the field of the value that is the key.
+    key: Option<String>,
+    /// With `values=raw`: the field that is the timestamp, in milliseconds or RFC 3339.
+    timestamp: Option<String>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Values {
+    #[default]
+    Records,
+    Raw,
+}
+
+impl ProduceParams {
+    fn raw_fields(self) -> Result<Option<RawFields>, Problem> {
+        match self.values {
+            Values::Raw => Ok(Some(RawFields { key: self.key, timestamp: self.timestamp })),
+            Values::Records if self.key.is_some() || self.timestamp.is_some() => {
+                Err(Problem::invalid(
+                    "invalid_query",
+                    "key and timestamp name fields of bare values: add values=raw, or leave them out",
+                ))
+            }
+            Values::Records => Ok(None),
+        }
+    }
+}
+
+/// Appends records, all of the body or nothing, and answers once they are durable.
+///
+/// A record is `{"key", "value", "timestamp", "headers", "partition"}`; only `value` is needed.
+/// Without a timestamp it gets the host's time, without a partition that of its key.
+#[utoipa::path(post, path = "/v1/topics/{topic}/records", tag = "topics",
+    params(("topic" = String, Path), ProduceParams),
+    request_body(content((String = "application/x-ndjson"), (Vec<Object> = "application/json"))),
+    responses((status = 200, body = Produced), (status = 400, body = ProblemBody),
+        (status = 404, body = ProblemBody), (status = 413, body = ProblemBody),
+        (status = 415, body = ProblemBody)))]
+pub async fn produce(
+    State(app): State<App>,
+    Path(topic): Path<String>,
+    Params(params): Params<ProduceParams>,
+    headers: HeaderMap,
+    Whole(body): Whole,
+) -> Result<Json<Produced>, Problem> {
+    let kind = expect_type(&headers, &["application/x-ndjson", "application/json"])?;
+    let name = topic_name(&topic)?;
+    let raw = params.raw_fields()?;
+    let registry = app.registry()?.clone();
+    let storage = app.config().storage.clone();
+    let now_ms = app.clock().now_ms();
+    let answer = run_blocking(move || {
+        let state = registry.topic_handle(&name)?.state();
+        let decoder = Decoder {
+            format: state.format,
+            partitions: state.partitions,
+            limits: Limits {
+                key_bytes: storage.max_key_bytes,
+                value_bytes: storage.max_value_bytes,
+                header_bytes: storage.max_header_bytes,
+            },
+            now_ms,
+        };
+        let decoded = match kind {
+            "application/json" => decoder.array(&body, raw.as_ref()),
+            _ => decoder.ndjson(&body, raw.as_ref()),
+        }?;
+        let (sender, answer) = oneshot::channel();
+        // A client that has gone away waits for no answer.
+        let done = Box::new(move |result| drop(sender.send(result)));
+        registry.produce(&name, decoded.records, decoded.partitions.as_deref(), done);
+        Ok(answer)
+    })
+    .await?;
+    let produced = answer.await.map_err(|_| {
+        Problem::unavailable(
+            "stopping",
+            "the host stopped before the records were durable; send them again when it is back",
+        )
+    })?;
+    Ok(Json(produced?))
+}
+
+impl From<DecodeError> for Problem {
+    fn from(error: DecodeError) -> Self {
+        let status = match error.code {
+            "record_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
+        };
+        let problem = Problem::new(status, error.code, error.to_string())
+            .with(error.what, error.line)
+            .with("reason", error.reason);
+        match error.column {
+            Some(column) => problem.with("column", column),
+            None => problem,
+        }
+    }
+}

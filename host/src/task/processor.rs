@@ -1,0 +1,201 @@
+//! Runs a plugin over batches: the call, its overlay, halving, and the verdict on a single record.
+//!
+//! **Invariant:** a call that fails leaves nothing behind but a fresh instance; only a record that
+//! failed alone, in a fresh instance and with twice the budget, is poison.
+
+use std::sync::Arc;
+
+use arrow_array::BinaryArray;
+use parking_lot::Mutex;
+
+use super::source::slice_input;
+use super::{TaskShared, TaskSpec};
+use crate::plugin::{
+    AccessError, CallError, CallOutput, Fault, Input, Instance, Limits, Page, StateAccess,
+};
+use crate::state::{Overlay, PageLimit};
+
+/// Why a task cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The policy is `stop` and a record is poison.
+    #[error(
+        "input {input} partition {partition} offset {offset}: {reason}; the policy is to stop: swap to a plugin that can process this record, or deploy with on_poison = \"dead-letter\" or \"skip\""
+    )]
+    Poison {
+        /// Index of the input.
+        input: u32,
+        /// Partition of the input.
+        partition: u32,
+        /// Offset of the record.
+        offset: u64,
+        /// What the plugin did.
+        reason: String,
+    },
+    /// The plugin could not be started, or the host failed it.
+    #[error("{0}")]
+    Plugin(CallError),
+    /// Input, changelog or checkpoint cannot be read.
+    #[error("{0}")]
+    Read(String),
+    /// The commit was refused.
+    #[error("the commit was refused: {0}")]
+    Commit(String),
+}
+
+/// What became of a part of a batch.
+pub enum Outcome {
+    /// The plugin processed it.
+    Done(CallOutput),
+    /// A single record that the plugin cannot process.
+    Poison(String),
+}
+
+/// A plugin with the instance at hand.
+pub struct Processor {
+    spec: Arc<TaskSpec>,
+    shared: Arc<TaskShared>,
+    recycle_bytes: u64,
+    instance: Option<Instance>,
+    /// Instances started since the last commit was built.
+    pub started: u32,
+}
+
+impl Processor {
+    /// A processor without an instance yet.
+    pub fn new(spec: Arc<TaskSpec>, shared: Arc<TaskShared>, recycle_bytes: u64) -> Self {
+        Self { spec, shared, recycle_bytes, instance: None, started: 0 }
+    }
+
+    /// Processes `input`, in as many calls as it takes, and hands each part and its outcome to
+    /// `keep` in order, after the part's state changes were applied.
+    ///
+    /// # Errors
+    /// When the failure is not one record's: no instance, a deadline, or `keep` refuses.
+    pub fn process(
+        &mut self,
+        input: Input,
+        mut keep: impl FnMut(&Input, Outcome) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut rest = vec![input];
+        let mut stream_time = rest[0].stream_time_ms;
+        while let Some(mut part) = rest.pop() {
+            part.stream_time_ms = stream_time;
+            match self.call(&part, &self.spec.limits.clone(), false)? {
+                Ok(output) => keep(&part, Outcome::Done(output))?,
+                Err(_) if part.batch.len() > 1 => {
+                    let half = part.batch.len() / 2;
+                    rest.push(slice_input(&part, half, part.batch.len() - half));
+                    rest.push(slice_input(&part, 0, half));
+                    continue;
+                }
+                Err(_) => match self.call(&part, &self.spec.limits.verdict(), true)? {
+                    Ok(output) => keep(&part, Outcome::Done(output))?,
+                    Err(reason) => keep(&part, Outcome::Poison(reason))?,
+                },
+            }
+            let highest = part.batch.records.timestamps.iter().max().copied();
+            stream_time = stream_time.max(highest);
+        }
+        Ok(())
+    }
+
+    /// One call. Its state changes are applied if it succeeds; a guest's fault is the inner error.
+    fn call(
+        &mut self,
+        input: &Input,
+        limits: &Limits,
+        fresh: bool,
+    ) -> Result<Result<CallOutput, String>, Failure> {
+        if fresh || self.instance.as_ref().is_some_and(|i| i.memory_bytes() > self.recycle_bytes) {
+            self.instance = None;
+        }
+        let mut instance = match self.instance.take() {
+            Some(instance) => instance,
+            None => {
+                self.started += 1;
+                let plugin = &self.spec.plugin;
+                plugin.instantiate(&self.spec.config, limits).map_err(Failure::Plugin)?
+            }
+        };
+        let stores = self.spec.plugin.description().stores.len();
+        let overlay = Arc::new(Mutex::new(Overlay::new(stores)));
+        let access = CallState { shared: Arc::clone(&self.shared), overlay: Arc::clone(&overlay) };
+        let (result, _access) = instance.process(input, Box::new(access));
+        let result = result.and_then(|output| match self.misplaced(&output) {
+            Some(reason) => Err(CallError::Guest(Fault::Invalid(reason))),
+            None => Ok(output),
+        });
+        match result {
+            Ok(output) => {
+                let overlay = std::mem::replace(&mut *overlay.lock(), Overlay::new(0));
+                self.shared.working.write().stores.apply(overlay);
+                // An instance that was started with a doubled budget gives its verdict only.
+                self.instance = (!fresh).then_some(instance);
+                Ok(Ok(output))
+            }
+            Err(error) if error.is_guest_fault() => Ok(Err(error.to_string())),
+            Err(error) => Err(Failure::Plugin(error)),
+        }
+    }
+
+    /// Whether an output names a partition that its topic does not have.
+    fn misplaced(&self, output: &CallOutput) -> Option<String> {
+        output.outputs.iter().find_map(|columns| {
+            let partitions = self.spec.outputs[columns.output].partitions;
+            let mut chosen = columns.partitions.as_ref()?.iter().flatten();
+            let wrong = chosen.find(|p| **p >= partitions)?;
+            let name = &self.spec.plugin.description().outputs[columns.output].name;
+            Some(format!("output {name}: partition {wrong} of a topic with {partitions}"))
+        })
+    }
+}
+
+/// A call's view of the task's stores.
+struct CallState {
+    shared: Arc<TaskShared>,
+    overlay: Arc<Mutex<Overlay>>,
+}
+
+impl StateAccess for CallState {
+    fn get_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        limit_bytes: u32,
+    ) -> Result<BinaryArray, AccessError> {
+        let working = self.shared.working.read();
+        let (store, limit) = (store as usize, limit_bytes as usize);
+        Ok(self.overlay.lock().get_many(&working.stores, store, keys, limit))
+    }
+
+    fn put_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        values: &BinaryArray,
+    ) -> Result<(), AccessError> {
+        self.overlay.lock().put_many(store as usize, keys, values);
+        Ok(())
+    }
+
+    fn delete_many(&mut self, store: u32, keys: &BinaryArray) -> Result<(), AccessError> {
+        self.overlay.lock().delete_many(store as usize, keys);
+        Ok(())
+    }
+
+    fn scan(
+        &mut self,
+        store: u32,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: u32,
+        limit_bytes: u32,
+    ) -> Result<Page, AccessError> {
+        let mut working = self.shared.working.write();
+        let limit = PageLimit { entries: limit as usize, bytes: limit_bytes as usize };
+        let overlay = self.overlay.lock();
+        let page = overlay.scan(&mut working.stores, store as usize, start, end, limit);
+        Ok(Page { keys: page.keys, values: page.values, next: page.next })
+    }
+}

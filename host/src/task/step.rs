@@ -1,0 +1,509 @@
+//! One task: consume, process, commit, a batch a step.
+//!
+//! At most one commit is under way; what later batches make gathers until it is durable and then goes
+//! as one. So commits grow with the load, and an idle task commits at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::pending::{JournalEntry, Pending, Way, changelog_records};
+use super::processor::{Failure, Outcome, Processor};
+use super::shared::Working;
+use super::source::{BatchLimit, Bound, Source};
+use super::{
+    Cursor, Environment, OutputSpec, Poison, Role, RunState, Step, Stepped, TaskShared, TaskSpec,
+    cursor_key,
+};
+use crate::log::{Append, Commit, Guard, SegmentWriter};
+use crate::plugin::Input;
+use crate::storage::crash_point;
+use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
+
+/// Records left below which a generation leaves files for the head: a second or two of work.
+const NEAR_END_RECORDS: u64 = 200_000;
+
+/// The most bytes of one append to the head, so that a group stays short.
+const APPEND_BYTES: usize = 4 << 20;
+
+type Outgoing = Arc<Mutex<Option<Result<(), String>>>>;
+
+/// A task, as workers step it.
+pub struct Task {
+    spec: Arc<TaskSpec>,
+    env: Arc<Environment>,
+    shared: Arc<TaskShared>,
+    running: Option<Running>,
+}
+
+/// What a task has once its state is loaded.
+struct Running {
+    source: Source,
+    processor: Processor,
+    pending: Pending,
+    /// The cursor after all that was processed, committed or not.
+    cursor: Cursor,
+    /// The bytes of the cursor that the last commit sent off writes.
+    sent: Option<Vec<u8>>,
+    /// The commit under way, and its result once it has one.
+    outgoing: Option<Outgoing>,
+    /// Whether a checkpoint is being written.
+    checkpointing: Arc<AtomicBool>,
+}
+
+impl Task {
+    /// A task that loads its state at its first step.
+    pub fn new(spec: Arc<TaskSpec>, env: Arc<Environment>, shared: Arc<TaskShared>) -> Self {
+        Self { spec, env, shared, running: None }
+    }
+
+    fn start(&self) -> Result<Running, Failure> {
+        let mut cursor = self.shared.cursor();
+        if cursor.inputs.is_empty() {
+            cursor.inputs.clone_from(&self.spec.start);
+        }
+        cursor.epoch += 1;
+        let stores = self.spec.plugin.description().stores.len();
+        let stores = self.spec.state().restore(&self.env, stores).map_err(|e| {
+            let (generation, partition) = (self.spec.generation, self.spec.partition);
+            Failure::Read(format!("state of generation {generation} partition {partition}: {e}"))
+        })?;
+        let inputs = cursor.inputs.clone();
+        *self.shared.working.write() = Working { stores, inputs, version: 0 };
+        let (spec, shared) = (Arc::clone(&self.spec), Arc::clone(&self.shared));
+        Ok(Running {
+            source: Source::new(&self.spec, &cursor.inputs),
+            processor: Processor::new(spec, shared, self.env.config.recycle_memory_bytes),
+            pending: Pending::default(),
+            cursor,
+            sent: self.shared.cursor_bytes(),
+            outgoing: None,
+            checkpointing: Arc::default(),
+        })
+    }
+
+    fn advance(&mut self) -> Result<Stepped, Failure> {
+        if self.running.is_none() {
+            if self.shared.is_stopping() {
+                self.shared.set_run(RunState::Stopped(String::new()));
+                return Ok(Stepped::Done);
+            }
+            self.running = Some(self.start()?);
+        }
+        let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
+        if let Some(outgoing) = &running.outgoing {
+            let result = outgoing.lock().take();
+            match result {
+                Some(Ok(())) => {
+                    running.outgoing = None;
+                    self.checkpoint_if_due();
+                }
+                Some(Err(error)) => return Err(Failure::Commit(error)),
+                None => {}
+            }
+        }
+        let Some(running) = &self.running else { return Ok(Stepped::Done) };
+        let busy = running.outgoing.is_some();
+        if self.shared.is_stopping() || self.shared.is_held() {
+            return self.stand_still(busy);
+        }
+        if busy && running.made_bytes(&self.shared) >= self.commit_limit() {
+            return Ok(Stepped::Wait);
+        }
+        let bound = self.bound();
+        let read = self.read(&bound)?;
+        let moved = read.is_some();
+        if let Some(input) = read {
+            self.process(input)?;
+        }
+        self.after_read(moved, &bound)
+    }
+
+    /// Has a checkpoint written beside the workers when the changelog has grown long.
+    fn checkpoint_if_due(&self) {
+        let Some(running) = &self.running else { return };
+        let (state, least) = (self.spec.state(), self.env.config.checkpoint_bytes);
+        let report = move |error: &str| {
+            tracing::warn!(generation = %state.generation, "checkpoint: {error}");
+        };
+        match state.is_due(&self.env, least) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return report(&error),
+        }
+        if running.checkpointing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (env, writing) = (Arc::clone(&self.env), Arc::clone(&running.checkpointing));
+        self.env.files.submit(Box::new(move || {
+            if let Err(error) = state.take(&env) {
+                report(&error);
+            }
+            writing.store(false, Ordering::Release);
+        }));
+    }
+
+    /// Commits what there is to commit; stands still once nothing is under way.
+    fn stand_still(&mut self, busy: bool) -> Result<Stepped, Failure> {
+        let Some(running) = &self.running else { return Ok(Stepped::Done) };
+        if busy {
+            return Ok(Stepped::Wait);
+        }
+        if !running.pending.is_empty() {
+            self.send(true)?;
+            return Ok(Stepped::Wait);
+        }
+        if self.shared.is_stopping() {
+            self.shared.set_run(RunState::Stopped(String::new()));
+            return Ok(Stepped::Done);
+        }
+        self.shared.set_run(RunState::Held);
+        Ok(Stepped::Wait)
+    }
+
+    /// How far to read: the offsets, whether they are another task's, and that one's journal.
+    fn bound(&self) -> (Vec<Offset>, Option<LogId>) {
+        match self.shared.role() {
+            Role::Follow(live) => (live.positions(), Some(live.journal)),
+            Role::Live => {
+                let partition = self.spec.partition;
+                let end = |p: Option<crate::log::TopicPartition>| p.map(|p| p.end_offset());
+                let ends = self.spec.inputs.iter().map(|t| end(t.partition(partition)));
+                (ends.map(Option::unwrap_or_default).collect(), None)
+            }
+        }
+    }
+
+    fn read(&mut self, bound: &(Vec<Offset>, Option<LogId>)) -> Result<Option<Input>, Failure> {
+        let Some(running) = &mut self.running else { return Ok(None) };
+        let limit = BatchLimit {
+            records: self.env.config.batch_max_records,
+            bytes: self.env.config.batch_max_bytes,
+        };
+        let bound = Bound { to: &bound.0, journal: bound.1 };
+        let taken = running.source.next(&self.env.log, &bound, limit)?;
+        if running.source.positions() != running.cursor.inputs {
+            running.cursor.inputs = running.source.positions();
+            running.pending.moved = true;
+        }
+        Ok(taken.map(|(batch, runs)| Input {
+            batch,
+            runs,
+            stream_time_ms: running.cursor.stream_time_ms,
+            seed: self.spec.seed,
+        }))
+    }
+
+    /// Processes a batch: outputs to `pending`, state changes to the stores.
+    fn process(&mut self, input: Input) -> Result<(), Failure> {
+        let Some(Running { processor, pending, cursor, .. }) = &mut self.running else {
+            return Ok(());
+        };
+        self.shared.set_run(RunState::Running);
+        let before = processor.started;
+        let (generation, spec) = (self.spec.generation_number(), &self.spec);
+        pending.journal.took(&input);
+        cursor.records += input.batch.len() as u64;
+        let highest = input.batch.records.timestamps.iter().max().copied();
+        cursor.stream_time_ms = cursor.stream_time_ms.max(highest);
+        let observer = &self.env.observer;
+        processor.process(input, |part, outcome| {
+            let rejected = match outcome {
+                Outcome::Done(output) => {
+                    observer.called(spec, part.batch.len(), &output);
+                    for columns in output.outputs {
+                        let to = spec.outputs[columns.output];
+                        pending.add_output(generation, to, part, columns, cursor);
+                    }
+                    output.rejections
+                }
+                Outcome::Poison(reason) => {
+                    observer.poison(spec, &reason);
+                    let run = &part.runs[0];
+                    let verdict = (run.input, run.partition, part.batch.offsets[0]);
+                    pending.journal.verdicts.push(verdict);
+                    vec![(0, reason)]
+                }
+            };
+            keep_poison(spec, pending, cursor, part, &rejected)
+        })?;
+        if processor.started > before {
+            pending.journal.starts.push(pending.journal.cuts.len() as u32 - 1);
+        }
+        let mut working = self.shared.working.write();
+        working.inputs.clone_from(&cursor.inputs);
+        working.version += 1;
+        Ok(())
+    }
+
+    /// Sends off a commit if it is time, and says what comes next.
+    fn after_read(
+        &mut self,
+        moved: bool,
+        bound: &(Vec<Offset>, Option<LogId>),
+    ) -> Result<Stepped, Failure> {
+        let limit = self.commit_limit();
+        let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
+        let busy = running.outgoing.is_some();
+        let made = running.made_bytes(&self.shared);
+        if moved {
+            let head = running.cursor.head;
+            if !busy && (head || made >= limit) {
+                self.send(false)?;
+            }
+            return Ok(Stepped::Again);
+        }
+        self.shared.set_caught_up();
+        if !running.pending.is_empty() {
+            if !busy {
+                self.send(true)?;
+            }
+            return Ok(Stepped::Wait);
+        }
+        if !busy {
+            self.spec.mode.note_near(&self.shared);
+            self.shared.set_reached(bound.0.clone());
+            self.shared.set_run(RunState::Idle);
+        }
+        Ok(Stepped::Wait)
+    }
+
+    /// The bytes that a commit gathers before the task waits for the one under way, or, on the way
+    /// through history, before it is sent.
+    fn commit_limit(&self) -> usize {
+        let head = self.running.as_ref().is_some_and(|r| r.cursor.head);
+        if head { self.env.config.commit_max_bytes } else { self.env.config.replay_commit_bytes }
+    }
+
+    /// Whether little is left to read.
+    fn near_end(&self) -> bool {
+        let (to, _) = self.bound();
+        let Some(running) = &self.running else { return true };
+        let inputs = self.spec.inputs.iter().zip(running.source.positions().into_iter().zip(to));
+        let left = inputs.map(|(topic, (position, to))| {
+            let partition = topic.partition(self.spec.partition);
+            partition.map_or(0, |p| p.count_between(position, to).unwrap_or_default())
+        });
+        left.sum::<u64>() < NEAR_END_RECORDS
+    }
+
+    /// Sends off everything pending as one commit; `all` when there is nothing left to read.
+    fn send(&mut self, all: bool) -> Result<(), Failure> {
+        let near_end = all || self.near_end();
+        let Some(running) = &mut self.running else { return Ok(()) };
+        let way = if running.cursor.head {
+            Way::Head
+        } else {
+            self.spec.mode.begin(&self.shared, near_end)
+        };
+        if way == Way::Wait {
+            return Ok(());
+        }
+        running.cursor.head |= way == Way::Head;
+        let (changes, version) = {
+            let mut working = self.shared.working.write();
+            (working.stores.take_changes(), working.version)
+        };
+        let mut lanes = running.pending.take_lanes();
+        if !changes.is_empty() {
+            let (keys, values) = changes.into_columns();
+            let time = running.cursor.stream_time_ms.unwrap_or_default();
+            let slot = (usize::MAX, self.spec.partition.0);
+            lanes.insert(slot, vec![changelog_records(keys, values, time)]);
+        }
+        let mut journal = std::mem::take(&mut running.pending.journal);
+        journal.next.clone_from(&running.cursor.inputs);
+        running.pending.moved = false;
+        running.processor.started = 0;
+
+        let cursor_bytes = running.cursor.encode();
+        let key = cursor_key(self.spec.generation, self.spec.partition);
+        let outgoing = Outgoing::default();
+        let parts = Parts {
+            spec: Arc::clone(&self.spec),
+            lanes,
+            commit: Commit {
+                guards: vec![Guard { key: key.clone(), expected: running.sent.take() }],
+                appends: vec![journal_append(&self.spec, &journal, &running.cursor)],
+                metadata: vec![(key, Some(cursor_bytes.clone()))],
+                ..Commit::default()
+            },
+        };
+        running.sent = Some(cursor_bytes.clone());
+        running.outgoing = Some(Arc::clone(&outgoing));
+        let cursor = running.cursor.clone();
+        let shared = Arc::clone(&self.shared);
+        let done = move |result: Result<(), String>| {
+            if result.is_ok() {
+                shared.committed(cursor, cursor_bytes, version);
+            }
+            *outgoing.lock() = Some(result);
+            shared.wake();
+        };
+        match way {
+            Way::Head => parts.through_head(&self.env, Box::new(done)),
+            _ => parts.to_files(&self.env, Box::new(done)),
+        }
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Bytes of outputs and state changes that are not sent off.
+    fn made_bytes(&self, shared: &TaskShared) -> usize {
+        self.pending.bytes + shared.working.read().stores.uncommitted_bytes()
+    }
+}
+
+impl Step for Task {
+    fn step(&mut self) -> Stepped {
+        match self.advance() {
+            Ok(stepped) => stepped,
+            Err(failure) => {
+                let (generation, partition) = (self.spec.generation, self.spec.partition);
+                tracing::error!(%generation, %partition, "task stopped: {failure}");
+                self.running = None;
+                self.shared.set_run(RunState::Stopped(failure.to_string()));
+                Stepped::Done
+            }
+        }
+    }
+}
+
+/// What the policy says of records that the plugin refuses.
+fn keep_poison(
+    spec: &TaskSpec,
+    pending: &mut Pending,
+    cursor: &mut Cursor,
+    part: &Input,
+    rows: &[(u32, String)],
+) -> Result<(), Failure> {
+    let Some((row, reason)) = rows.first() else { return Ok(()) };
+    cursor.poison += rows.len() as u64;
+    match spec.poison {
+        Poison::Skip => Ok(()),
+        Poison::DeadLetter(output) => {
+            let (generation, slot) = (spec.generation_number(), spec.outputs.len());
+            pending.add_dead_letters(generation, slot, output, part, rows, cursor);
+            Ok(())
+        }
+        Poison::Stop => {
+            let mut at = 0;
+            let run = part.runs.iter().find(|run| {
+                at += run.count;
+                *row < at
+            });
+            Err(Failure::Poison {
+                input: run.map_or(0, |r| r.input),
+                partition: run.map_or(0, |r| r.partition),
+                offset: part.batch.offsets[*row as usize],
+                reason: reason.clone(),
+            })
+        }
+    }
+}
+
+fn journal_append(spec: &TaskSpec, entry: &JournalEntry, cursor: &Cursor) -> Append {
+    let value = serde_json::to_vec(entry).expect("numbers always encode");
+    let records = Records {
+        timestamps: vec![cursor.stream_time_ms.unwrap_or_default()].into(),
+        keys: [None::<&[u8]>].into_iter().collect(),
+        values: [Some(value)].iter().collect(),
+        headers: None,
+        sources: None,
+    };
+    Append { log: spec.journal, partition: spec.partition, records }
+}
+
+type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// A commit with the records that are still to be placed.
+struct Parts {
+    spec: Arc<TaskSpec>,
+    lanes: BTreeMap<(usize, u32), Vec<Records>>,
+    commit: Commit,
+}
+
+impl Parts {
+    /// The log of an output slot: declared outputs, then dead letters, then the changelog.
+    fn log_of(spec: &TaskSpec, slot: usize) -> Option<LogId> {
+        match (spec.outputs.get(slot), spec.poison) {
+            (Some(OutputSpec { log, .. }), _) => *log,
+            (None, _) if slot == usize::MAX => Some(spec.changelog),
+            (None, Poison::DeadLetter(output)) => output.log,
+            (None, _) => None,
+        }
+    }
+
+    fn through_head(mut self, env: &Environment, done: Done) {
+        crash_point("task-commit");
+        for ((slot, partition), chunks) in self.lanes {
+            let Some(log) = Self::log_of(&self.spec, slot) else { continue };
+            for records in join_up_to(chunks, APPEND_BYTES) {
+                self.commit.appends.push(Append {
+                    log,
+                    partition: PartitionId(partition),
+                    records,
+                });
+            }
+        }
+        let done = move |result: Result<_, crate::log::CommitError>| {
+            done(result.map(|_| ()).map_err(|e| e.to_string()));
+        };
+        env.log.commit(self.commit, Box::new(done));
+    }
+
+    fn to_files(self, env: &Arc<Environment>, done: Done) {
+        let mode = Arc::clone(&self.spec.mode);
+        let done = move |result| {
+            done(result);
+            mode.end_files();
+        };
+        let job_env = Arc::clone(env);
+        env.files.submit(Box::new(move || match self.write(&job_env) {
+            Ok(commit) => {
+                crash_point("replay-files-written");
+                let done = move |result: Result<_, crate::log::CommitError>| {
+                    done(result.map(|_| ()).map_err(|e| e.to_string()));
+                };
+                job_env.log.commit(commit, Box::new(done));
+            }
+            Err(error) => done(Err(error)),
+        }));
+    }
+
+    /// Writes each lane to a file of its own and names them in the commit.
+    fn write(mut self, env: &Environment) -> Result<Commit, String> {
+        for ((slot, partition), chunks) in self.lanes {
+            let Some(log) = Self::log_of(&self.spec, slot) else { continue };
+            let count: u64 = chunks.iter().map(|c| c.len() as u64).sum();
+            let reserved = env.log.reserve(log, PartitionId(partition), count);
+            let mut writer = SegmentWriter::new(reserved.map_err(|e| e.to_string())?);
+            for records in &chunks {
+                writer.append(records).map_err(|e| e.to_string())?;
+            }
+            self.commit.segments.extend(writer.finish().map_err(|e| e.to_string())?);
+        }
+        Ok(self.commit)
+    }
+}
+
+/// Joins small chunks, so that one commit is few appends.
+fn join_up_to(chunks: Vec<Records>, bytes: usize) -> Vec<Records> {
+    let (mut joined, mut group, mut size) = (Vec::new(), Vec::new(), 0);
+    for chunk in chunks {
+        let more = chunk.size_bytes();
+        if !group.is_empty() && size + more > bytes {
+            joined.push(concat_records(&std::mem::take(&mut group)));
+            size = 0;
+        }
+        size += more;
+        group.push(chunk);
+    }
+    if !group.is_empty() {
+        joined.push(concat_records(&group));
+    }
+    joined
+}

@@ -1,0 +1,320 @@
+//! The cache of one store: what the plugin has read and written, as bytes.
+//!
+//! Reads come from the cache, or from the host in one crossing for all keys of the batch as soon as the
+//! plugin is seen to look up its records' own keys. Writes stay until the end of the call (or a scan).
+//!
+//! **Invariant:** after `undo_record` the store reads as before the record. **Invariant:** what is in the
+//! cache is what the host would answer: values are kept encoded, so nothing survives in memory that
+//! would not survive in the store.
+
+use std::hash::BuildHasher;
+use std::rc::Rc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::bindings::Page;
+use crate::call::Call;
+use crate::column::{Column, ColumnBuilder};
+use crate::host::Host;
+use crate::{Error, Result};
+
+/// The cache is dropped after a call that leaves more than this in it.
+const MAX_ENTRIES: usize = 1 << 17;
+const MAX_BYTES: usize = 32 << 20;
+
+/// Entries that a scan asks for at once.
+const SCAN_ENTRIES: u32 = 1024;
+
+/// What is known of the value of a key.
+#[derive(Debug, Clone, PartialEq)]
+enum Known {
+    /// Not asked yet.
+    Nothing,
+    /// There is none.
+    Absent,
+    /// These bytes.
+    Value(Vec<u8>),
+}
+
+impl Known {
+    fn new(value: Option<&[u8]>) -> Self {
+        value.map_or(Self::Absent, |bytes| Self::Value(bytes.to_vec()))
+    }
+
+    fn size_bytes(&self) -> usize {
+        if let Self::Value(bytes) = self { bytes.len() } else { 0 }
+    }
+}
+
+struct Entry {
+    key: Box<[u8]>,
+    value: Known,
+    /// Whether the host does not have this value yet.
+    dirty: bool,
+}
+
+/// How an entry was before the record at hand changed it.
+struct Undo {
+    slot: usize,
+    value: Known,
+    dirty: bool,
+}
+
+/// How store keys follow from record keys.
+#[derive(Clone, Copy)]
+enum KeyShape {
+    Utf8,
+    Bytes,
+}
+
+impl KeyShape {
+    fn encode(self, record_key: &[u8], out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Bytes => anabranch_key::push_bytes(out, record_key),
+            Self::Utf8 => match std::str::from_utf8(record_key) {
+                Ok(text) => anabranch_key::push_utf8(out, text),
+                Err(_) => return false,
+            },
+        }
+        true
+    }
+}
+
+pub(crate) struct StoreCache {
+    name: String,
+    host: Rc<dyn Host>,
+    /// The store's number in the host, once opened.
+    number: Option<u32>,
+    hasher: DefaultHashBuilder,
+    slots: HashTable<usize>,
+    entries: Vec<Entry>,
+    /// Bytes of keys and values in `entries`.
+    size_bytes: usize,
+    /// Slots that became dirty; some of them may be clean again.
+    dirty: Vec<usize>,
+    undo: Vec<Undo>,
+    /// Whether changes of the record at hand have reached the host.
+    flushed_in_record: bool,
+    /// Known once the plugin looked up a record's own key.
+    shape: Option<KeyShape>,
+    /// Whether the keys of this batch were fetched.
+    prefetched: bool,
+}
+
+impl StoreCache {
+    pub(crate) fn new(name: &str, host: Rc<dyn Host>) -> Self {
+        Self {
+            name: name.to_owned(),
+            host,
+            number: None,
+            hasher: DefaultHashBuilder::default(),
+            slots: HashTable::new(),
+            entries: Vec::new(),
+            size_bytes: 0,
+            dirty: Vec::new(),
+            undo: Vec::new(),
+            flushed_in_record: false,
+            shape: None,
+            prefetched: false,
+        }
+    }
+
+    /// The value of `key`.
+    pub(crate) fn get(&mut self, key: &[u8], call: &Call) -> Result<Option<&[u8]>> {
+        let slot = self.slot(key);
+        if self.entries[slot].value == Known::Nothing {
+            self.fetch(slot, call)?;
+        }
+        match &self.entries[slot].value {
+            Known::Value(bytes) => Ok(Some(bytes)),
+            Known::Absent | Known::Nothing => Ok(None),
+        }
+    }
+
+    /// Sets the value of `key`; `None` deletes it.
+    pub(crate) fn set(&mut self, key: &[u8], value: Option<Vec<u8>>, call: &Call) -> Result<()> {
+        call.input()?;
+        let slot = self.slot(key);
+        let entry = &mut self.entries[slot];
+        let value = value.map_or(Known::Absent, Known::Value);
+        if entry.value == value {
+            return Ok(());
+        }
+        self.size_bytes += value.size_bytes();
+        self.size_bytes = self.size_bytes.saturating_sub(entry.value.size_bytes());
+        let value = std::mem::replace(&mut entry.value, value);
+        self.undo.push(Undo { slot, value, dirty: entry.dirty });
+        if !entry.dirty {
+            entry.dirty = true;
+            self.dirty.push(slot);
+        }
+        Ok(())
+    }
+
+    /// Entries from `start`, as the host's store has them with all changes so far.
+    pub(crate) fn scan(&mut self, start: &[u8], end: Option<&[u8]>, call: &Call) -> Result<Page> {
+        call.input()?;
+        let number = self.number()?;
+        self.flush_in_record(number);
+        Ok(self.host.scan(number, start, end, SCAN_ENTRIES))
+    }
+
+    /// What the record at hand changed stays.
+    #[inline]
+    pub(crate) fn commit_record(&mut self) {
+        self.undo.clear();
+        self.flushed_in_record = false;
+    }
+
+    /// What the record at hand changed is as it was.
+    pub(crate) fn undo_record(&mut self) {
+        while let Some(Undo { slot, value, dirty }) = self.undo.pop() {
+            let entry = &mut self.entries[slot];
+            self.size_bytes += value.size_bytes();
+            self.size_bytes = self.size_bytes.saturating_sub(entry.value.size_bytes());
+            entry.value = value;
+            entry.dirty = dirty || self.flushed_in_record;
+            if entry.dirty {
+                self.dirty.push(slot);
+            }
+        }
+        self.flushed_in_record = false;
+    }
+
+    /// Gives all changes to the host, and forgets a cache that has grown too large.
+    pub(crate) fn end_call(&mut self) {
+        self.commit_record();
+        if let Some(number) = self.number.filter(|_| !self.dirty.is_empty()) {
+            self.flush(number);
+        } else if !self.dirty.is_empty() {
+            let number = self.number().unwrap_or_else(|error| panic!("{error}"));
+            self.flush(number);
+        }
+        self.prefetched = false;
+        if self.entries.len() > MAX_ENTRIES || self.size_bytes > MAX_BYTES {
+            self.slots.clear();
+            self.entries.clear();
+            self.size_bytes = 0;
+        }
+    }
+
+    fn number(&mut self) -> Result<u32> {
+        if let Some(number) = self.number {
+            return Ok(number);
+        }
+        let number = self.host.open(&self.name).map_err(|error| {
+            Error::new(format_args!("the host does not open the store {:?}: {error}", self.name))
+        })?;
+        self.number = Some(number);
+        Ok(number)
+    }
+
+    /// The slot of `key`, new if need be.
+    fn slot(&mut self, key: &[u8]) -> usize {
+        let hash = self.hasher.hash_one(key);
+        let entries = &self.entries;
+        if let Some(&slot) = self.slots.find(hash, |&slot| *entries[slot].key == *key) {
+            return slot;
+        }
+        let slot = self.entries.len();
+        self.entries.push(Entry { key: key.into(), value: Known::Nothing, dirty: false });
+        self.size_bytes += key.len();
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        self.slots.insert_unique(hash, slot, |&slot| hasher.hash_one(&*entries[slot].key));
+        slot
+    }
+
+    /// Asks the host for `slot`, and with it for the keys of all records to come if that is what the
+    /// plugin looks up.
+    fn fetch(&mut self, slot: usize, call: &Call) -> Result<()> {
+        let (input, here) =
+            call.keys_from_here().map_or((call.input()?, None), |(i, h)| (i, Some(h)));
+        let number = self.number()?;
+        let mut wanted = vec![slot];
+        let keys = Column::new(&input.batch.keys);
+        if self.shape.is_none() {
+            let own = here.and_then(|here| keys.get(here));
+            self.shape = own.and_then(|own| {
+                let mut encoded = Vec::new();
+                [KeyShape::Utf8, KeyShape::Bytes].into_iter().find(|shape| {
+                    encoded.clear();
+                    shape.encode(own, &mut encoded) && encoded == *self.entries[slot].key
+                })
+            });
+        }
+        if let Some((shape, here)) = self.shape.zip(here).filter(|_| !self.prefetched) {
+            self.prefetched = true;
+            let known = self.entries.len();
+            let mut encoded = Vec::new();
+            for i in here..keys.len() {
+                encoded.clear();
+                if keys.get(i).is_some_and(|key| shape.encode(key, &mut encoded)) {
+                    self.slot(&encoded);
+                }
+            }
+            // Slots made just now are the keys not seen before; older ones may still be unasked.
+            wanted.extend(known..self.entries.len());
+        }
+        self.ask(number, &wanted);
+        Ok(())
+    }
+
+    /// Fills `wanted` from the host, in one crossing.
+    fn ask(&mut self, number: u32, wanted: &[usize]) {
+        let values = self.host.get_many(number, &self.keys_of(wanted));
+        let values = Column::new(&values);
+        assert_eq!(values.len(), wanted.len(), "the host answered for other keys than asked");
+        for (i, &slot) in wanted.iter().enumerate() {
+            let value = Known::new(values.get(i));
+            self.size_bytes += value.size_bytes();
+            self.entries[slot].value = value;
+        }
+    }
+
+    fn keys_of(&self, slots: &[usize]) -> crate::bindings::BytesColumn {
+        let mut keys = ColumnBuilder::default();
+        slots.iter().for_each(|&slot| keys.push(Some(&self.entries[slot].key)));
+        keys.finish()
+    }
+
+    /// Gives changes to the host in the middle of a record. What the record overwrote unread must be
+    /// read first, or it could not be undone.
+    fn flush_in_record(&mut self, number: u32) {
+        let unread: Vec<usize> =
+            (0..self.undo.len()).filter(|&i| self.undo[i].value == Known::Nothing).collect();
+        if !unread.is_empty() {
+            let slots: Vec<usize> = unread.iter().map(|&i| self.undo[i].slot).collect();
+            let values = self.host.get_many(number, &self.keys_of(&slots));
+            for (i, value) in unread.into_iter().zip(Column::new(&values).iter()) {
+                self.undo[i].value = Known::new(value);
+            }
+        }
+        self.flushed_in_record = !self.undo.is_empty();
+        self.flush(number);
+    }
+
+    fn flush(&mut self, number: u32) {
+        let (mut keys, mut values, mut deleted) =
+            (ColumnBuilder::default(), ColumnBuilder::default(), ColumnBuilder::default());
+        for slot in std::mem::take(&mut self.dirty) {
+            let entry = &mut self.entries[slot];
+            if !std::mem::take(&mut entry.dirty) {
+                continue;
+            }
+            match &entry.value {
+                Known::Value(bytes) => {
+                    keys.push(Some(&entry.key));
+                    values.push(Some(bytes));
+                }
+                Known::Absent => deleted.push(Some(&entry.key)),
+                Known::Nothing => {}
+            }
+        }
+        if keys.len() > 0 {
+            self.host.put_many(number, &keys.finish(), &values.finish());
+        }
+        if deleted.len() > 0 {
+            self.host.delete_many(number, &deleted.finish());
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The whole host, with real components: each module tests one promise.
+
+mod properties;
+mod support;
