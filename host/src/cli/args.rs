@@ -420,13 +420,22 @@ mod tests {
     #[test]
     fn lines_are_understood() {
         let cli = Cli::try_parse_from([
-            "anabranch", "swap", "d", "--plugin", "p.wasm", "--approve", "manual", "--json",
+            "anabranch",
+            "swap",
+            "d",
+            "--plugin",
+            "p.wasm",
+            "--approve",
+            "manual",
+            "--json",
         ]);
         let cli = cli.unwrap();
         assert!(cli.json);
         let Some(Command::Swap(swap)) = cli.command else { panic!("not a swap") };
         assert_eq!((swap.plugin.as_str(), swap.from.as_str()), ("p.wasm", "earliest"));
-        for wrong in [&["anabranch", "produce"][..], &["anabranch", "swap", "d"], &["anabranch", "x"]] {
+        for wrong in
+            [&["anabranch", "produce"][..], &["anabranch", "swap", "d"], &["anabranch", "x"]]
+        {
             assert_eq!(Cli::try_parse_from(wrong).unwrap_err().exit_code(), 2, "{wrong:?}");
         }
     }

@@ -50,10 +50,11 @@ pub fn read(sources: Vec<Option<PathBuf>>, max_lines: u64) -> Batches {
         for (source, path) in sources.iter().enumerate() {
             let name = path.clone().unwrap_or_else(|| PathBuf::from("standard input"));
             let result = match path {
-                None => lines_of(std::io::stdin().lock(), source, max_lines, &mut end_bytes, &sender),
-                Some(path) => std::fs::File::open(path).and_then(|file| {
-                    lines_of(file, source, max_lines, &mut end_bytes, &sender)
-                }),
+                None => {
+                    lines_of(std::io::stdin().lock(), source, max_lines, &mut end_bytes, &sender)
+                }
+                Some(path) => std::fs::File::open(path)
+                    .and_then(|file| lines_of(file, source, max_lines, &mut end_bytes, &sender)),
             };
             if let Err(error) = result {
                 // If the receiver has gone, nobody is left to be told.

@@ -30,7 +30,9 @@ pub enum Error {
     #[error("{0}")]
     Gate(String),
     /// The host cannot be reached, or went away.
-    #[error("no host at {url}: {reason}; start one with `anabranch serve`, or name another with --url")]
+    #[error(
+        "no host at {url}: {reason}; start one with `anabranch serve`, or name another with --url"
+    )]
     Unreachable {
         /// Where.
         url: String,
@@ -94,7 +96,9 @@ impl Client {
     /// When `url` is none that this client speaks.
     pub fn new(url: &str) -> Result<Self, Error> {
         if !url.starts_with("http://") {
-            return Err(Error::Usage(format!("{url:?} is no address of a host: write http://HOST:PORT")));
+            return Err(Error::Usage(format!(
+                "{url:?} is no address of a host: write http://HOST:PORT"
+            )));
         }
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -109,7 +113,11 @@ impl Client {
     ///
     /// # Errors
     /// The host's refusal, or that it cannot be reached.
-    pub fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T, Error> {
+    pub fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, String)],
+    ) -> Result<T, Error> {
         let query = query.iter().map(|(name, value)| (*name, value.as_str()));
         let reply = self.agent.get(self.at(path)).query_pairs(query).call();
         self.json(self.reply(reply)?)
@@ -216,7 +224,10 @@ impl Client {
     fn json<T: DeserializeOwned>(&self, reply: Response<Body>) -> Result<T, Error> {
         let bytes = self.bytes(reply)?;
         serde_json::from_slice(&bytes).map_err(|error| {
-            Error::Failed(format!("the host at {} answered what is not understood: {error}", self.url))
+            Error::Failed(format!(
+                "the host at {} answered what is not understood: {error}",
+                self.url
+            ))
         })
     }
 }
@@ -241,7 +252,8 @@ mod tests {
 
     #[test]
     fn exit_codes_follow_the_status() {
-        let cases = [(400, 2), (404, 3), (410, 3), (409, 4), (413, 5), (422, 5), (503, 6), (500, 1)];
+        let cases =
+            [(400, 2), (404, 3), (410, 3), (409, 4), (413, 5), (422, 5), (503, 6), (500, 1)];
         for (status, code) in cases {
             let error = Error::Refused { status, detail: String::new(), problem: Value::Null };
             assert_eq!(error.exit_code(), code, "{status}");

@@ -108,7 +108,8 @@ fn run_topic(context: &Context, command: Topic) -> Result<(), Error> {
         }
         Topic::List => {
             let topics: Value = client.get("/v1/topics", &[])?;
-            let rows = shaped::<Vec<TopicStatus>>(&topics)?.iter().map(topic_row).collect::<Vec<_>>();
+            let rows =
+                shaped::<Vec<TopicStatus>>(&topics)?.iter().map(topic_row).collect::<Vec<_>>();
             context.print(&topics, || {
                 table(&["TOPIC", "PARTITIONS", "FORMAT", "RECORDS", "SIZE", "OWNER"], &rows)
             })
@@ -209,7 +210,8 @@ fn read_toml(path: &Path) -> Result<Value, Error> {
     let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, &error))?;
     let parsed: toml::Table = toml::from_str(&text)
         .map_err(|error| Error::Usage(format!("{}: {error}", path.display())))?;
-    serde_json::to_value(parsed).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
+    serde_json::to_value(parsed)
+        .map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
 }
 
 fn deploy(context: &Context, args: &Deploy) -> Result<(), Error> {
@@ -219,9 +221,8 @@ fn deploy(context: &Context, args: &Deploy) -> Result<(), Error> {
     let name = spec["name"].as_str().ok_or_else(|| missing("name"))?.to_owned();
     let plugin = spec["plugin"].as_str().ok_or_else(|| missing("plugin"))?.to_owned();
     // What the file says is checked before its plugin is pushed.
-    shaped::<crate::deployment::DeploymentSpec>(&spec).map_err(|error| {
-        Error::Usage(format!("{}: {}", file.display(), spec_fault(&error)))
-    })?;
+    shaped::<crate::deployment::DeploymentSpec>(&spec)
+        .map_err(|error| Error::Usage(format!("{}: {}", file.display(), spec_fault(&error))))?;
     let base = file.parent().unwrap_or(Path::new(""));
     spec["plugin"] = digest_of(context, &plugin, base)?;
     let status = context.client.put(&deployment(&name, ""), &spec)?;
@@ -264,11 +265,14 @@ fn swap(context: &Context, args: &Swap) -> Result<(), Error> {
 }
 
 fn act(context: &Context, name: &str, action: &str) -> Result<(), Error> {
-    let status = context.client.post(&deployment(name, &format!("/{action}")), "application/json", b"")?;
+    let status =
+        context.client.post(&deployment(name, &format!("/{action}")), "application/json", b"")?;
     context.print(&status, || {
         let paused = if status["paused"] == true { ", paused" } else { "" };
         let pause = match (action, status["last_pause_ms"].as_f64()) {
-            ("promote" | "rollback", Some(ms)) => format!("; the flip held its tasks for {ms:.1} ms"),
+            ("promote" | "rollback", Some(ms)) => {
+                format!("; the flip held its tasks for {ms:.1} ms")
+            }
             _ => String::new(),
         };
         format!("{name}: generation {} is live{paused}{pause}\n", status["live"])

@@ -43,7 +43,11 @@ pub fn run(context: &Context, args: &Consume) -> Result<(), Error> {
         left: args.limit.unwrap_or(usize::MAX),
     };
     if format == RecordFormat::Table {
-        writeln!(printer.out, "{:>4}  {:>10}  {:<24}  {:<16}  VALUE", "PART", "OFFSET", "TIME", "KEY")?;
+        writeln!(
+            printer.out,
+            "{:>4}  {:>10}  {:<24}  {:<16}  VALUE",
+            "PART", "OFFSET", "TIME", "KEY"
+        )?;
     }
     match args.follow {
         true => follow(context, args, &partitions, &mut printer),
@@ -120,7 +124,10 @@ fn follow(
 
 fn note_swap(context: &Context, partition: u32, data: &str) {
     if context.json {
-        eprintln!("{}", json!({"partition": partition, "swap": serde_json::from_str::<Value>(data).ok()}));
+        eprintln!(
+            "{}",
+            json!({"partition": partition, "swap": serde_json::from_str::<Value>(data).ok()})
+        );
         return;
     }
     let swap: Value = serde_json::from_str(data).unwrap_or_default();
@@ -241,6 +248,9 @@ mod tests {
         assert_eq!(printed(RecordFormat::Values, false, line), "\"x\\ny\"\n");
         assert_eq!(printed(RecordFormat::Values, true, line), "x\ny\n");
         let row = printed(RecordFormat::Table, false, line);
-        assert_eq!(row, "   1           7  1970-01-01T00:00:00Z      AA                \"x\\ny\"\n");
+        assert_eq!(
+            row,
+            "   1           7  1970-01-01T00:00:00Z      AA                \"x\\ny\"\n"
+        );
     }
 }

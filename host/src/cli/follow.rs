@@ -60,7 +60,9 @@ mod tests {
 
     #[test]
     fn events_are_read_and_comments_left_out() {
-        let mut text = ": heartbeat\n\nid: 4\nevent: record\ndata: {}\n\n: x\n\ndata: a\ndata:b\n\nid: 9\n".as_bytes();
+        let mut text =
+            ": heartbeat\n\nid: 4\nevent: record\ndata: {}\n\n: x\n\ndata: a\ndata:b\n\nid: 9\n"
+                .as_bytes();
         let first = next_event(&mut text).unwrap().unwrap();
         assert_eq!((first.id.as_deref(), &*first.kind, &*first.data), (Some("4"), "record", "{}"));
         let second = next_event(&mut text).unwrap().unwrap();

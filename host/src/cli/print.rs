@@ -6,9 +6,8 @@ use serde_json::Value;
 /// cells are all numbers are set to the right.
 pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |text: &str| text.chars().count();
-    let numeric = |text: &str| {
-        text.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '.' | '-' | '%'))
-    };
+    let numeric =
+        |text: &str| text.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '.' | '-' | '%'));
     let columns: Vec<(usize, bool)> = headings
         .iter()
         .enumerate()
@@ -57,7 +56,11 @@ pub fn size(bytes: u64) -> String {
     let power = (bytes.max(1).ilog2() / 10).min(4);
     match power {
         0 => format!("{bytes} B"),
-        _ => format!("{:.1} {}", bytes as f64 / f64::from(1u32 << 10).powi(power as i32), units[power as usize]),
+        _ => format!(
+            "{:.1} {}",
+            bytes as f64 / f64::from(1u32 << 10).powi(power as i32),
+            units[power as usize]
+        ),
     }
 }
 
@@ -99,7 +102,13 @@ mod tests {
     #[test]
     fn numbers_are_readable() {
         assert_eq!([count(7), count(1_234_567), count(100_000)], ["7", "1,234,567", "100,000"]);
-        assert_eq!([size(0), size(1023), size(1536), size(3 << 30)], ["0 B", "1023 B", "1.5 KiB", "3.0 GiB"]);
-        assert_eq!([duration(0.44), duration(61.0), duration(7_800.0)], ["0.4 s", "1 min 1 s", "2 h 10 min"]);
+        assert_eq!(
+            [size(0), size(1023), size(1536), size(3 << 30)],
+            ["0 B", "1023 B", "1.5 KiB", "3.0 GiB"]
+        );
+        assert_eq!(
+            [duration(0.44), duration(61.0), duration(7_800.0)],
+            ["0.4 s", "1 min 1 s", "2 h 10 min"]
+        );
     }
 }

@@ -35,10 +35,7 @@ pub fn run(context: &Context, args: &Produce) -> Result<(), Error> {
     let format = shaped::<TopicStatus>(&found)?.format;
     let sources: Vec<Option<PathBuf>> = match args.files.as_slice() {
         [] => vec![None],
-        files => files
-            .iter()
-            .map(|file| (file.as_os_str() != "-").then(|| file.clone()))
-            .collect(),
+        files => files.iter().map(|file| (file.as_os_str() != "-").then(|| file.clone())).collect(),
     };
     let max_lines = args.rate.map_or(u64::MAX, |rate| (rate / PACES).max(1));
     let bar = progress_bar(&sources, context.json);
@@ -60,7 +57,8 @@ pub fn run(context: &Context, args: &Produce) -> Result<(), Error> {
         let produced: Produced = shaped(&produced)?;
         total.appended += produced.appended;
         total.partitions.extend(produced.partitions);
-        let rate = total.appended as f64 / (context.clock.monotonic() - started).as_secs_f64().max(0.001);
+        let rate =
+            total.appended as f64 / (context.clock.monotonic() - started).as_secs_f64().max(0.001);
         bar.set_message(format!("{} records, {}/s", count(total.appended), count(rate as u64)));
         bar.set_position(batch.end_bytes);
     }
@@ -73,7 +71,11 @@ pub fn run(context: &Context, args: &Produce) -> Result<(), Error> {
     context.print(&summary, || {
         let rate = count((total.appended as f64 / seconds.max(0.001)) as u64);
         let appended = count(total.appended);
-        format!("{appended} records appended to {} in {} ({rate}/s)\n", args.topic, duration(seconds))
+        format!(
+            "{appended} records appended to {} in {} ({rate}/s)\n",
+            args.topic,
+            duration(seconds)
+        )
     })
 }
 
@@ -139,9 +141,8 @@ fn explain(error: Error, batch: &Batch, sources: &[Option<PathBuf>], before: u64
         Error::Unreachable { url, reason } => {
             let from = batch.first_line;
             let to = from + batch.lines - 1;
-            let reason = format!(
-                "{reason} ({name}: lines {from} to {to} may or may not be appended{kept})"
-            );
+            let reason =
+                format!("{reason} ({name}: lines {from} to {to} may or may not be appended{kept})");
             Error::Unreachable { url, reason }
         }
         other => other,
@@ -172,7 +173,10 @@ mod tests {
 
     #[test]
     fn lines_become_values() {
-        assert_eq!(records_of_lines(b"a \"b\"\r\n\nc", "json"), b"{\"value\":\"a \\\"b\\\"\"}\n{\"value\":\"\"}\n{\"value\":\"c\"}\n");
+        assert_eq!(
+            records_of_lines(b"a \"b\"\r\n\nc", "json"),
+            b"{\"value\":\"a \\\"b\\\"\"}\n{\"value\":\"\"}\n{\"value\":\"c\"}\n"
+        );
         assert_eq!(records_of_lines(b"\xff\n", "bytes"), b"{\"value\":\"/w==\"}\n");
     }
 

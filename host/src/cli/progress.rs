@@ -138,7 +138,9 @@ pub fn wait_for_swap(
             }
             Phase::Failed => {
                 bar.finish();
-                return Err(Error::Failed(format!("generation {generation} of {name} failed: {why}")));
+                return Err(Error::Failed(format!(
+                    "generation {generation} of {name} failed: {why}"
+                )));
             }
             Phase::Cancelled | Phase::Rejected => {
                 bar.finish();
@@ -147,7 +149,9 @@ pub fn wait_for_swap(
             }
             // Another operator may have rolled back, or swapped again, while this one waited.
             Phase::Warm | Phase::Retired => {
-                return say(format!("generation {generation} of {name} went live, and is no more\n"));
+                return say(format!(
+                    "generation {generation} of {name} went live, and is no more\n"
+                ));
             }
             Phase::Replaying | Phase::CaughtUp => std::thread::sleep(POLL),
         }

@@ -24,19 +24,21 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
         match (app.registry(), app.enter()) {
             (Ok(_), Some(_held)) => next.run(request).await,
             (Err(problem), _) => problem.into_response(),
-            (Ok(_), None) => Problem::unavailable("stopping", "the host is stopping").into_response(),
+            (Ok(_), None) => {
+                Problem::unavailable("stopping", "the host is stopping").into_response()
+            }
         }
     } else {
         next.run(request).await
     };
 
-    let problem = reply.extensions_mut().remove::<Problem>();
-    if let Some(problem) = &problem {
+    let mut detail = String::new();
+    if let Some(problem) = reply.extensions_mut().remove::<Problem>() {
+        problem.detail().clone_into(&mut detail);
         problem.render(&id, &mut reply);
     }
     let took_us = (app.clock().monotonic() - started).as_micros() as u64;
     let status = reply.status().as_u16();
-    let detail = problem.as_ref().map_or("", Problem::detail);
     if reply.status().is_server_error() && reply.status() != StatusCode::SERVICE_UNAVAILABLE {
         tracing::error!(%method, path, status, took_us, request_id = id, detail, "request failed");
     } else {

@@ -30,7 +30,9 @@ pub enum Error {
     )]
     Exposed(SocketAddr),
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {source}; choose another with --listen, or stop what uses it")]
+    #[error(
+        "cannot listen on {address}: {source}; choose another with --listen, or stop what uses it"
+    )]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -125,7 +127,9 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
 fn announce(address: SocketAddr, dir: &str, safe: bool, json: bool) {
     let url = format!("http://{address}");
     let line = match json {
-        true => serde_json::json!({"ready": true, "url": url, "data": dir, "safe": safe}).to_string(),
+        true => {
+            serde_json::json!({"ready": true, "url": url, "data": dir, "safe": safe}).to_string()
+        }
         false => {
             let note = if safe { ", safe mode: no plugin runs" } else { "" };
             format!("anabranch is ready at {url} (data in {dir}{note})")

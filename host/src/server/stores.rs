@@ -8,9 +8,7 @@ use serde::Deserialize;
 use super::app::App;
 use super::extract::{NoParams, Params, Path};
 use super::problem::{Problem, ProblemBody};
-use crate::deployment::{
-    StoreAnswer, StoreEntry, StorePage, StoreQuery, StoreScan, StoreStatus,
-};
+use crate::deployment::{StoreAnswer, StoreEntry, StorePage, StoreQuery, StoreScan, StoreStatus};
 
 /// The stores of a deployment's live generation.
 #[utoipa::path(get, path = "/v1/deployments/{name}/stores", tag = "stores",

@@ -317,7 +317,9 @@ fn string<'b>(what: &str, raw: &'b str) -> Result<Cow<'b, str>, Wrong> {
 
 fn base64(what: &str, raw: &str) -> Result<Vec<u8>, Wrong> {
     let text = string(what, raw)?;
-    BASE64.decode(&*text).map_err(|error| Wrong::record(format!("the {what} is not base64: {error}")))
+    BASE64
+        .decode(&*text)
+        .map_err(|error| Wrong::record(format!("the {what} is not base64: {error}")))
 }
 
 /// Milliseconds since the Unix epoch, from a whole number of them or a string in RFC 3339.
@@ -407,7 +409,8 @@ mod tests {
     #[test]
     fn raw_lines_give_key_and_timestamp() {
         let fields = RawFields { key: Some("c".into()), timestamp: Some("t".into()) };
-        let body = "{\"t\":\"1970-01-01T00:00:02Z\",\"n\":{\"c\":0},\"c\":\"UA\"}\n{\"c\":null,\"t\":3}";
+        let body =
+            "{\"t\":\"1970-01-01T00:00:02Z\",\"n\":{\"c\":0},\"c\":\"UA\"}\n{\"c\":null,\"t\":3}";
         let decoded = decoder(Format::Json).ndjson(body.as_bytes(), Some(&fields));
         let rows = rows(&decoded.unwrap());
         assert_eq!((rows[0].0, rows[0].1.as_deref()), (2000, Some("UA")));
@@ -420,7 +423,12 @@ mod tests {
     fn mistakes_are_named_with_their_line() {
         let raw = RawFields { key: Some("c".into()), timestamp: Some("t".into()) };
         let cases: [(Format, &str, Option<&RawFields>, &str); 16] = [
-            (Format::Json, "{\"value\":1}\n{\"value\":}", None, "line 2, column 10: expected value"),
+            (
+                Format::Json,
+                "{\"value\":1}\n{\"value\":}",
+                None,
+                "line 2, column 10: expected value",
+            ),
             (Format::Json, "{\"value\":1,\"valeu\":2}", None, "unknown field `valeu`"),
             (Format::Json, "{\"value\":1,\"value\":2}", None, "duplicate field `value`"),
             (Format::Json, "{\"key\":\"a\"}", None, "missing field `value`"),
@@ -430,7 +438,12 @@ mod tests {
             (Format::Json, "{\"value\":1,\"timestamp\":\"now\"}", None, "timestamp \"now\""),
             (Format::Json, "{\"value\":1,\"key\":\"123456789\"}", None, "key has 9 bytes"),
             (Format::Json, "{\"value\":1,\"headers\":[[\"n\",7]]}", None, "a header's value is"),
-            (Format::Json, "{\"value\":1,\"headers\":[[\"n\",\"12345678901234567\"]]}", None, "headers has"),
+            (
+                Format::Json,
+                "{\"value\":1,\"headers\":[[\"n\",\"12345678901234567\"]]}",
+                None,
+                "headers has",
+            ),
             (Format::Utf8, "{\"value\":1}", None, "the value must be a string, not 1"),
             (Format::Bytes, "{\"value\":\"a\"}", None, "the value is not base64"),
             (Format::Json, "{\"c\":1}", Some(&raw), "no field \"t\""),

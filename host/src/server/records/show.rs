@@ -5,9 +5,9 @@
 
 use std::io::Write as _;
 
+use arrow_array::Array as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use arrow_array::Array as _;
 use serde_json::value::RawValue;
 
 use crate::log::TopicFormat as Format;
@@ -73,12 +73,7 @@ impl Shower {
 
 /// Appends a server-sent event: `next` is the position that `Last-Event-ID` resumes from; `data`
 /// must write no line break.
-pub fn show_event(
-    out: &mut Vec<u8>,
-    next: Offset,
-    kind: &str,
-    data: impl FnOnce(&mut Vec<u8>),
-) {
+pub fn show_event(out: &mut Vec<u8>, next: Offset, kind: &str, data: impl FnOnce(&mut Vec<u8>)) {
     print(out, format_args!("id: {next}\nevent: {kind}\ndata: "));
     data(out);
     out.extend_from_slice(b"\n\n");
@@ -135,10 +130,25 @@ mod tests {
     fn formats_show_keys_and_values() {
         let tail = ",\"timestamp\":5,\"partition\":2,\"offset\":17}";
         let cases: [(Format, Option<&[u8]>, Option<&[u8]>, &str); 7] = [
-            (Format::Json, Some(b"AA"), Some(b"{\"a\": 1.50}"), r#"{"key":"AA","value":{"a": 1.50}"#),
+            (
+                Format::Json,
+                Some(b"AA"),
+                Some(b"{\"a\": 1.50}"),
+                r#"{"key":"AA","value":{"a": 1.50}"#,
+            ),
             (Format::Json, None, None, r#"{"key":null,"value":null"#),
-            (Format::Json, Some(b"17"), Some(b"{\n\"a\":1\r\n}"), r#"{"key":"17","value":{ "a":1  }"#),
-            (Format::Json, Some(b"\xff"), Some(b"{no"), r#"{"key":{"$bytes":"/w=="},"value":{"$bytes":"e25v"}"#),
+            (
+                Format::Json,
+                Some(b"17"),
+                Some(b"{\n\"a\":1\r\n}"),
+                r#"{"key":"17","value":{ "a":1  }"#,
+            ),
+            (
+                Format::Json,
+                Some(b"\xff"),
+                Some(b"{no"),
+                r#"{"key":{"$bytes":"/w=="},"value":{"$bytes":"e25v"}"#,
+            ),
             (Format::Utf8, Some(b"a\"b"), Some(b"l\n"), r#"{"key":"a\"b","value":"l\n""#),
             (Format::Utf8, Some(b""), Some(b"\xff"), r#"{"key":"","value":{"$bytes":"/w=="}"#),
             (Format::Bytes, Some(b"\x00"), Some(b"\x01"), r#"{"key":"AA==","value":"AQ==""#),
