@@ -105,7 +105,7 @@ struct Line<'a> {
     #[serde(borrow, default)]
     key: Option<&'a RawValue>,
     #[serde(borrow)]
-    value: Option<&'a RawValue>,
+    value: &'a RawValue,
     #[serde(borrow, default)]
     timestamp: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -198,7 +198,7 @@ impl<'a> Rows<'a> {
         let line: Line<'_> = serde_json::from_str(text)?;
         let decoder = self.decoder;
         let key = line.key.map(|raw| decoder.key(raw.get())).transpose()?.flatten();
-        let value = line.value.map(|raw| decoder.value(raw.get())).transpose()?.flatten();
+        let value = decoder.value(line.value.get())?;
         let timestamp = match line.timestamp {
             Some(raw) => timestamp_ms(raw.get())?,
             None => decoder.now_ms,
@@ -350,7 +350,7 @@ mod tests {
     use super::*;
 
     fn decoder(format: Format) -> Decoder {
-        let limits = Limits { key_bytes: 8, value_bytes: 40, header_bytes: 16 };
+        let limits = Limits { key_bytes: 8, value_bytes: 60, header_bytes: 16 };
         Decoder { format, partitions: 4, limits, now_ms: 77 }
     }
 
@@ -454,7 +454,7 @@ mod tests {
             let error = decoder(format).ndjson(body.as_bytes(), raw).unwrap_err().to_string();
             assert!(error.contains(expected), "{body}: {error}");
         }
-        let large = format!("{{\"value\":\"{}\"}}", "x".repeat(60));
+        let large = format!("{{\"value\":\"{}\"}}", "x".repeat(70));
         let error = decoder(Format::Json).ndjson(large.as_bytes(), None).unwrap_err();
         assert_eq!((error.code, error.line), ("record_too_large", 1));
     }
