@@ -19,7 +19,7 @@ use super::{
     SwapRequest, SwapStarted,
 };
 use crate::log::{Commit, Guard, TopicChange};
-use crate::task::{checkpoint_prefix, cursor_prefix};
+use crate::task::{checkpoint_files, checkpoint_prefix, cursor_prefix, remove_checkpoint};
 use crate::types::{DeploymentId, DeploymentName, GenerationNumber};
 
 /// How long a task may take to end after it was asked to.
@@ -254,7 +254,9 @@ impl Registry {
             commit.topics.push(TopicChange::Put(topic));
         }
         commit.metadata.push((DeploymentRecord::key(state.record.id), None));
+        let files = self.checkpoint_files(&state.record, |_| true);
         self.commit(commit)?;
+        files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
         self.inner.deployments.write().remove(state.record.name());
         self.inner.events.tell("deleted", name, None, format!("{name} is gone"));
         Ok(())
@@ -290,6 +292,17 @@ impl Registry {
             drop(self.inner.log.metadata_scan(&prefix, |key, _| keys.push(key.to_vec())));
             commit.metadata.extend(keys.into_iter().map(|key| (key, None)));
         }
+    }
+
+    /// The files of the checkpoints of some of a deployment's generations.
+    fn checkpoint_files(
+        &self,
+        record: &DeploymentRecord,
+        of: impl Fn(GenerationNumber) -> bool,
+    ) -> Vec<std::path::PathBuf> {
+        let generations = record.generations.iter().filter(|g| of(g.number));
+        let ids = generations.map(|g| record.generation_id(g.number));
+        ids.flat_map(|id| checkpoint_files(&self.inner.env, id)).collect()
     }
 
     /// Starts a candidate that replays history through another plugin or config.
@@ -583,7 +596,9 @@ impl Registry {
             drop_oldest -= usize::from(forget);
             !forget
         });
+        let files = self.checkpoint_files(&state.record, |n| n == number);
         self.store(&mut state, after, commit)?;
+        files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
         state.running.remove(&number);
         state.replay_began.remove(&number);
         Ok(())

@@ -114,9 +114,10 @@ impl HostMetrics {
     /// The text of `/metrics`.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        // Writing to a string does not fail.
-        drop(encode(&mut text, &self.registry.lock()));
-        text
+        match encode(&mut text, &self.registry.lock()) {
+            Ok(()) => text,
+            Err(error) => format!("# cannot be shown: {error}\n"),
+        }
     }
 }
 

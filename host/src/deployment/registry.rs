@@ -30,7 +30,7 @@ use crate::log::{
 };
 use crate::plugin::{Plugin, Runtime};
 use crate::storage::{self, FileSystem, OsFileSystem, Storage};
-use crate::task::{Environment, FileWriters, Workers};
+use crate::task::{Environment, FileWriters, StateOf, Workers};
 use crate::types::{
     DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, Offset, PartitionId, Records,
     TopicId, TopicName, partition_of_key, take_records,
@@ -75,6 +75,9 @@ pub struct PartitionEnd {
 
 /// What to do once a produce request is durable, or refused.
 pub type ProduceDone = Box<dyn FnOnce(Result<Produced, Error>) + Send>;
+
+/// Bytes of changelog for which a stopping host takes the time of a checkpoint.
+const CHECKPOINT_AT_CLOSE_BYTES: u64 = 1 << 20;
 
 /// A deployment in memory.
 pub(super) struct Deployment {
@@ -251,8 +254,33 @@ impl Registry {
             generation.stop(Duration::from_secs(30));
         }
         self.inner.workers.close();
+        for deployment in &deployments {
+            self.checkpoint(&deployment.state.lock().record);
+        }
         self.inner.env.files.close();
         self.inner.log.close();
+    }
+
+    /// Checkpoints what would make the next start long.
+    fn checkpoint(&self, record: &DeploymentRecord) {
+        for generation in record.generations.iter().filter(|g| g.phase.runs()) {
+            let Some(logs) = &generation.logs else { continue };
+            for partition in 0..record.tasks {
+                let state = StateOf {
+                    generation: record.generation_id(generation.number),
+                    partition: PartitionId(partition),
+                    changelog: logs.changelog,
+                };
+                let env = &self.inner.env;
+                let done = match state.is_due(env, CHECKPOINT_AT_CLOSE_BYTES) {
+                    Ok(true) => state.take(env),
+                    other => other.map(|_| ()),
+                };
+                if let Err(error) = done {
+                    tracing::warn!(deployment = %record.name(), "checkpoint: {error}");
+                }
+            }
+        }
     }
 
     /// Whether the host takes requests.

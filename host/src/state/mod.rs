@@ -10,6 +10,7 @@
 //! that holds it, the plugin that writes it, or a clock.
 
 mod changes;
+pub mod checkpoint;
 mod store;
 
 pub use changes::{ChangeError, Changes};

@@ -318,8 +318,10 @@ mod tests {
     use serde_json::json;
 
     fn rows(from: u8) -> RecordBatch {
-        let column: BinaryArray = (from..from + 50).map(|i| (i % 7 > 0).then(|| vec![i; 9])).collect();
-        RecordBatch::try_from_iter_with_nullable([("key", Arc::new(column) as ArrayRef, true)]).unwrap()
+        let column: BinaryArray =
+            (from..from + 50).map(|i| (i % 7 > 0).then(|| vec![i; 9])).collect();
+        RecordBatch::try_from_iter_with_nullable([("key", Arc::new(column) as ArrayRef, true)])
+            .unwrap()
     }
 
     #[test]

@@ -1,6 +1,41 @@
-//! Checkpoints of a task's stores: where the newest is, and when to write the next.
+//! Checkpoints of a task's stores: when to write one, where the newest is, and loading it.
+//!
+//! A checkpoint is due when the changelog has grown past the configured size and past the last
+//! checkpoint: rewriting a large store costs no more than twice what was written to it.
 
-use crate::types::{GenerationId, PartitionId};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Environment;
+use crate::log::{Commit, Guard};
+use crate::state::{Changes, StoreSet, checkpoint};
+use crate::types::{GenerationId, LogId, Offset, PartitionId};
+
+/// Where a task's newest checkpoint is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The file's name in the directory of checkpoints.
+    pub file: String,
+    /// The next record of the changelog that is not in it.
+    pub changelog: Offset,
+    /// Entries of all stores.
+    pub entries: u64,
+    /// Length of the file.
+    pub size_bytes: u64,
+}
+
+/// A task, as far as its state is concerned.
+#[derive(Debug, Clone, Copy)]
+pub struct StateOf {
+    /// The generation.
+    pub generation: GenerationId,
+    /// The source partition.
+    pub partition: PartitionId,
+    /// The changelog.
+    pub changelog: LogId,
+}
 
 /// The catalogue key under which all checkpoints of a generation stand.
 pub fn checkpoint_prefix(generation: GenerationId) -> Vec<u8> {
@@ -9,9 +44,147 @@ pub fn checkpoint_prefix(generation: GenerationId) -> Vec<u8> {
     key
 }
 
-/// The catalogue key of a task's newest checkpoint.
-pub fn checkpoint_key(generation: GenerationId, partition: PartitionId) -> Vec<u8> {
-    let mut key = checkpoint_prefix(generation);
-    key.extend_from_slice(&partition.0.to_be_bytes());
-    key
+impl StateOf {
+    fn key(&self) -> Vec<u8> {
+        let mut key = checkpoint_prefix(self.generation);
+        key.extend_from_slice(&self.partition.0.to_be_bytes());
+        key
+    }
+
+    /// The newest checkpoint, and its bytes in the catalogue.
+    fn newest(&self, env: &Environment) -> Result<Option<(Manifest, Vec<u8>)>, String> {
+        let Some(bytes) = env.log.metadata_get(&self.key()).map_err(|e| e.to_string())? else {
+            return Ok(None);
+        };
+        let manifest = serde_json::from_slice(&bytes).map_err(|e| format!("manifest: {e}"))?;
+        Ok(Some((manifest, bytes)))
+    }
+
+    /// The stores as of the changelog's end: the newest checkpoint and the changelog since.
+    ///
+    /// # Errors
+    /// When either cannot be read, in words.
+    pub fn restore(&self, env: &Environment, stores: usize) -> Result<StoreSet, String> {
+        let mut set = StoreSet::new(stores);
+        let mut next = Offset::ZERO;
+        if let Some((manifest, _)) = self.newest(env)? {
+            let path = env.checkpoint_dir.join(&manifest.file);
+            checkpoint::load(&*env.file_system, &path, |store, key, value| {
+                set.restore(store, key, Some(value));
+            })
+            .map_err(|e| e.to_string())?;
+            next = manifest.changelog;
+        }
+        self.read_changelog(env, next, |key, value| {
+            let (store, key) = Changes::split_key(key).map_err(|e| e.to_string())?;
+            set.restore(store, key, value);
+            Ok(())
+        })?;
+        Ok(set)
+    }
+
+    /// Hands the changelog from `next` on to `each`; returns where it ended.
+    fn read_changelog(
+        &self,
+        env: &Environment,
+        next: Offset,
+        mut each: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), String>,
+    ) -> Result<Offset, String> {
+        let changelog = env.log.partition(self.changelog, self.partition);
+        let changelog = changelog.ok_or("its changelog is not there")?;
+        let mut next = next.max(changelog.log_start_offset());
+        let (mut reader, end) = (changelog.reader(), changelog.durable_offset());
+        while let Some(batch) =
+            reader.read(next, end, usize::MAX, 8 << 20).map_err(|e| e.to_string())?
+        {
+            next = batch.next_offset().unwrap_or(end);
+            for (key, value) in batch.records.keys.iter().zip(batch.records.values.iter()) {
+                each(key.unwrap_or_default(), value)?;
+            }
+        }
+        Ok(end)
+    }
+
+    /// Whether the changelog is long enough for a checkpoint.
+    ///
+    /// # Errors
+    /// When the catalogue cannot be read.
+    pub fn is_due(&self, env: &Environment, least_bytes: u64) -> Result<bool, String> {
+        let size = env.log.partition(self.changelog, self.partition).map_or(0, |p| p.size_bytes());
+        if size < least_bytes {
+            return Ok(false);
+        }
+        let last = self.newest(env)?.map_or(0, |(manifest, _)| manifest.size_bytes);
+        Ok(size >= last)
+    }
+
+    /// Writes a checkpoint of what is durable, makes it the newest, and lets go of the changelog
+    /// before it. A crash at any point leaves the one before it the newest.
+    ///
+    /// # Errors
+    /// When it cannot be written, in words; the one before it stays the newest.
+    pub fn take(&self, env: &Environment) -> Result<(), String> {
+        let newest = self.newest(env)?;
+        let next = newest.as_ref().map_or(Offset::ZERO, |(manifest, _)| manifest.changelog);
+        let mut changes = Changes::default();
+        let end = self.read_changelog(env, next, |key, value| {
+            changes.set_full(key.into(), value.map(Into::into));
+            Ok(())
+        })?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let GenerationId { deployment, number } = self.generation;
+        let file = format!("{deployment}-{number}-{}-{end}.arrow", self.partition);
+        let base = newest.as_ref().map(|(manifest, _)| env.checkpoint_dir.join(&manifest.file));
+        let path = env.checkpoint_dir.join(&file);
+        let about = json!({
+            "deployment": deployment, "generation": number, "partition": self.partition,
+            "changelog": end,
+        });
+        let written = checkpoint::write(&env.file_system, &path, base.as_deref(), changes, about)
+            .map_err(|e| e.to_string())?;
+        let manifest = Manifest {
+            file,
+            changelog: end,
+            entries: written.entries,
+            size_bytes: written.size_bytes,
+        };
+        let value = serde_json::to_vec(&manifest).map_err(|e| e.to_string())?;
+        let commit = Commit {
+            guards: vec![Guard { key: self.key(), expected: newest.map(|(_, bytes)| bytes) }],
+            truncates: vec![(self.changelog, self.partition, end)],
+            metadata: vec![(self.key(), Some(value))],
+            ..Commit::default()
+        };
+        let committed = env.log.commit_blocking(commit);
+        // Whichever of the two is not the newest now is of no more use.
+        let useless = if committed.is_ok() { base } else { Some(path) };
+        if let Some(path) = useless {
+            remove(env, &path);
+        }
+        committed.map(|_| ()).map_err(|e| e.to_string())
+    }
+}
+
+/// The files of a generation's checkpoints.
+pub fn checkpoint_files(env: &Environment, generation: GenerationId) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let scanned = env.log.metadata_scan(&checkpoint_prefix(generation), |_, value| {
+        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&value) {
+            files.push(env.checkpoint_dir.join(manifest.file));
+        }
+    });
+    if let Err(error) = scanned {
+        tracing::warn!(%generation, "cannot list checkpoints: {error}");
+    }
+    files
+}
+
+/// Removes a checkpoint's file that nothing names any more. One that cannot be removed is set aside
+/// at the next start.
+pub fn remove(env: &Environment, path: &Path) {
+    if let Err(error) = env.file_system.remove(path) {
+        tracing::warn!("cannot remove {}: {error}", path.display());
+    }
 }

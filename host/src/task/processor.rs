@@ -100,11 +100,6 @@ impl Processor {
         Ok(())
     }
 
-    /// Drops the instance: the next call starts another.
-    pub fn recycle(&mut self) {
-        self.instance = None;
-    }
-
     /// One call. Its state changes are applied if it succeeds; a guest's fault is the inner error.
     fn call(
         &mut self,

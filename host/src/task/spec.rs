@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::StateOf;
 use super::pending::{CommitMode, FileWriters};
 use crate::clock::SharedClock;
 use crate::config::Tasks;
@@ -64,6 +65,12 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// The task, as far as its state is concerned.
+    pub fn state(&self) -> StateOf {
+        let (generation, partition) = (self.generation, self.partition);
+        StateOf { generation, partition, changelog: self.changelog }
+    }
+
     /// The generation's number, as provenance records it.
     pub fn generation_number(&self) -> GenerationNumber {
         self.generation.number

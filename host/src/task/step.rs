@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -18,7 +19,6 @@ use super::{
 };
 use crate::log::{Append, Commit, Guard, LogKind};
 use crate::plugin::Input;
-use crate::state::StoreSet;
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
 
 /// Records left below which a generation leaves files for the head: a second or two of work.
@@ -48,6 +48,8 @@ struct Running {
     sent: Option<Vec<u8>>,
     /// The commit under way, and its result once it has one.
     outgoing: Option<Outgoing>,
+    /// Whether a checkpoint is being written.
+    checkpointing: Arc<AtomicBool>,
 }
 
 impl Task {
@@ -62,7 +64,11 @@ impl Task {
             cursor.inputs.clone_from(&self.spec.start);
         }
         cursor.epoch += 1;
-        let stores = self.restore()?;
+        let stores = self.spec.plugin.description().stores.len();
+        let stores = self.spec.state().restore(&self.env, stores).map_err(|e| {
+            let (generation, partition) = (self.spec.generation, self.spec.partition);
+            Failure::Read(format!("state of generation {generation} partition {partition}: {e}"))
+        })?;
         let inputs = cursor.inputs.clone();
         *self.shared.working.write() = Working { stores, inputs, version: 0 };
         let (spec, shared) = (Arc::clone(&self.spec), Arc::clone(&self.shared));
@@ -73,33 +79,8 @@ impl Task {
             cursor,
             sent: self.shared.cursor_bytes(),
             outgoing: None,
+            checkpointing: Arc::default(),
         })
-    }
-
-    /// The newest checkpoint and the rest of the changelog.
-    fn restore(&self) -> Result<StoreSet, Failure> {
-        let read = |e: &dyn std::fmt::Display| {
-            let (generation, partition) = (self.spec.generation, self.spec.partition);
-            Failure::Read(format!("state of generation {generation} partition {partition}: {e}"))
-        };
-        let mut stores = StoreSet::new(self.spec.plugin.description().stores.len());
-        let Some(changelog) = self.env.log.partition(self.spec.changelog, self.spec.partition)
-        else {
-            return Err(read(&"its changelog is not there"));
-        };
-        let mut next = changelog.log_start_offset();
-        let mut reader = changelog.reader();
-        let end = changelog.durable_offset();
-        while let Some(batch) = reader.read(next, end, usize::MAX, 8 << 20).map_err(|e| read(&e))? {
-            next = batch.next_offset().unwrap_or(end);
-            let records = &batch.records;
-            for (key, value) in records.keys.iter().zip(records.values.iter()) {
-                let (store, key) = crate::state::Changes::split_key(key.unwrap_or_default())
-                    .map_err(|e| read(&e))?;
-                stores.restore(store, key, value);
-            }
-        }
-        Ok(stores)
     }
 
     fn advance(&mut self) -> Result<Stepped, Failure> {
@@ -114,11 +95,15 @@ impl Task {
         if let Some(outgoing) = &running.outgoing {
             let result = outgoing.lock().take();
             match result {
-                Some(Ok(())) => running.outgoing = None,
+                Some(Ok(())) => {
+                    running.outgoing = None;
+                    self.checkpoint_if_due();
+                }
                 Some(Err(error)) => return Err(Failure::Commit(error)),
                 None => {}
             }
         }
+        let Some(running) = &self.running else { return Ok(Stepped::Done) };
         let busy = running.outgoing.is_some();
         if self.shared.is_stopping() || self.shared.is_held() {
             return self.stand_still(busy);
@@ -133,6 +118,30 @@ impl Task {
             self.process(input)?;
         }
         self.after_read(moved, &bound)
+    }
+
+    /// Has a checkpoint written beside the workers when the changelog has grown long.
+    fn checkpoint_if_due(&self) {
+        let Some(running) = &self.running else { return };
+        let (state, least) = (self.spec.state(), self.env.config.checkpoint_bytes);
+        let report = move |error: &str| {
+            tracing::warn!(generation = %state.generation, "checkpoint: {error}");
+        };
+        match state.is_due(&self.env, least) {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return report(&error),
+        }
+        if running.checkpointing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (env, writing) = (Arc::clone(&self.env), Arc::clone(&running.checkpointing));
+        self.env.files.submit(Box::new(move || {
+            if let Err(error) = state.take(&env) {
+                report(&error);
+            }
+            writing.store(false, Ordering::Release);
+        }));
     }
 
     /// Commits what there is to commit; stands still once nothing is under way.
