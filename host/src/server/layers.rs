@@ -21,10 +21,10 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
     let started = app.clock().monotonic();
 
     let mut reply = if path.starts_with("/v1/") {
-        match (app.registry(), app.enter()) {
-            (Ok(_), Some(_held)) => next.run(request).await,
-            (Err(problem), _) => problem.into_response(),
-            (Ok(_), None) => {
+        match (app.enter(), app.admit()) {
+            (Some(_held), Ok(())) => next.run(request).await,
+            (_, Err(problem)) => problem.into_response(),
+            (None, Ok(())) => {
                 Problem::unavailable("stopping", "the host is stopping").into_response()
             }
         }
