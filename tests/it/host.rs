@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anabranch_tests::guest;
+use crate::support::{PATIENCE, guest};
 use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-/// How long anything may take before it is taken for stuck.
-pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A host that serves.
 pub struct Host {
@@ -34,7 +32,7 @@ pub struct Reply {
 
 /// The command line of the binary under test, away from the environment's settings.
 pub fn anabranch() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch-under-test"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anabranch"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("ANABRANCH_")) {
         command.env_remove(name);
     }

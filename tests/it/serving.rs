@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::host::{Host, PATIENCE};
+use crate::host::Host;
+use crate::support::PATIENCE;
 
 /// `n` flights of one carrier.
 fn flights(carrier: &str, n: usize) -> String {
@@ -163,8 +164,8 @@ fn the_command_line_does_the_whole_round() {
     got.sort_unstable();
     assert_eq!(sent, got);
 
-    host.file("v1.wasm", &anabranch_tests::guest("flights_delays_v1"));
-    let v2 = host.file("v2.wasm", &anabranch_tests::guest("flights_delays_v2"));
+    host.file("v1.wasm", &crate::support::guest("flights_delays_v1"));
+    let v2 = host.file("v2.wasm", &crate::support::guest("flights_delays_v2"));
     let spec =
         "name = 'fd'\nplugin = 'v1.wasm'\ninputs = ['flights']\n[outputs]\ndelays = 'delays'\n";
     let spec = host.file("fd.toml", spec.as_bytes());

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::lifecycle::begin;
 use super::registry::Deployment;
 use super::{Approve, Phase, Registry};
+use crate::storage::crash_point;
 use crate::types::GenerationNumber;
 
 /// How long the controller sleeps when it knows of nothing that ends sooner.
@@ -88,7 +89,10 @@ impl Registry {
                     }
                     let message = format!("generation {number} of {name} has caught up");
                     self.inner.events.tell("caught-up", &name, Some(number.0), message);
-                    self.store(&mut state, after, crate::log::Commit::default())
+                    crash_point("caught-up");
+                    let stored = self.store(&mut state, after, crate::log::Commit::default());
+                    crash_point("caught-up-recorded");
+                    stored
                 }
                 Next::Flip(number) => self.flip(deployment, number, "promoted"),
                 Next::Retire(number) => {

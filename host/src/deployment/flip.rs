@@ -12,6 +12,7 @@ use super::record::{DeploymentRecord, GenerationLogs};
 use super::running::{RunningGeneration, topic};
 use super::{Error, Kind};
 use crate::log::{Commit, Guard, Log, TopicChange};
+use crate::storage::crash_point;
 use crate::task::{Role, RunState, cursor_key};
 use crate::types::{GenerationNumber, LogId, Offset, PartitionId};
 
@@ -63,17 +64,20 @@ impl Flip<'_> {
         if !self.live.tasks.iter().all(|task| task.wait_for(self.timeout, still)) {
             return Err(not_in_time("the live tasks did not stand still"));
         }
+        crash_point("flip-held");
         for (live, next) in self.live.tasks.iter().zip(&self.next.tasks) {
             next.wake();
             if !next.wait_reached(self.timeout, &live.positions()) {
                 return Err(not_in_time("the new generation did not reach the live positions"));
             }
         }
+        crash_point("flip-reached");
         let commit = self.commit()?;
         self.log.commit_blocking(commit).map_err(|e| {
             let message = format!("the flip of {} was refused: {e}", self.before.name());
             Error::new(Kind::Conflict, "flip_refused", message)
         })?;
+        crash_point("flip-committed");
         Ok(())
     }
 

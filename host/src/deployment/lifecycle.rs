@@ -19,6 +19,7 @@ use super::{
     SwapRequest, SwapStarted,
 };
 use crate::log::{Commit, Guard, TopicChange};
+use crate::storage::crash_point;
 use crate::task::{checkpoint_files, checkpoint_prefix, cursor_prefix, remove_checkpoint};
 use crate::types::{DeploymentId, DeploymentName, GenerationNumber};
 
@@ -340,7 +341,9 @@ impl Registry {
         let mut after = state.record.clone();
         after.next = GenerationNumber(number.0 + 1);
         after.generations.push(generation);
+        crash_point("swap-drafted");
         self.store(&mut state, after, commit)?;
+        crash_point("swap-recorded");
         if !self.inner.safe {
             self.start_running(&mut state)?;
         }
@@ -366,8 +369,13 @@ impl Registry {
                 let Some(partition) = topic.partition(id) else { continue };
                 let end = partition.end_offset();
                 let to = bound.as_ref().map_or(end, |b| b[i]);
-                let count = partition.count_between(start[i], to);
-                let all = partition.count_between(partition.start_offset(), end).max(1);
+                let count = |from, to| {
+                    partition
+                        .count_between(from, to)
+                        .map_err(|e| Error::new(Kind::Internal, "cannot_read", e.to_string()))
+                };
+                let all = count(partition.start_offset(), end)?.max(1);
+                let count = count(start[i], to)?;
                 records += count;
                 input_bytes += (partition.size_bytes() as f64 * count as f64 / all as f64) as u64;
             }
@@ -499,6 +507,7 @@ impl Registry {
             timeout,
         };
         let after = flip.run()?;
+        crash_point("flip-done");
         let pause = self.inner.clock.monotonic().saturating_sub(began);
         let mut state = deployment.state.lock();
         state.stored = after.encode();
@@ -563,6 +572,7 @@ impl Registry {
         if let Some(running) = running {
             running.stop(STOP_TIMEOUT);
         }
+        crash_point("end-stopped");
         let mut state = deployment.state.lock();
         let mut after = state.record.clone();
         let mut commit = Commit::default();
@@ -598,6 +608,7 @@ impl Registry {
         });
         let files = self.checkpoint_files(&state.record, |n| n == number);
         self.store(&mut state, after, commit)?;
+        crash_point("end-recorded");
         files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
         state.running.remove(&number);
         state.replay_began.remove(&number);

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::direct::SealedSegment;
 use super::topics::TopicState;
 use crate::types::{LogId, Offset, PartitionId, Records, TopicId, TopicName};
 
@@ -76,6 +77,8 @@ pub struct Commit {
     pub deletes: Vec<LogId>,
     /// Records to append.
     pub appends: Vec<Append>,
+    /// Segment files to make visible.
+    pub segments: Vec<SealedSegment>,
     /// New starts of partitions: records before them go.
     pub truncates: Vec<(LogId, PartitionId, Offset)>,
     /// Topics to create, change or delete.

@@ -15,9 +15,12 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::codec;
 use super::commit::{Commit, CommitError, Committed, LogSpec, TopicChange};
-use super::handle::Shared;
+use super::direct::SealedSegment;
+use super::handle::{PartitionRecord, Shared};
 use super::keys;
 use super::partition::{Partition, Run, State};
+use super::sealer;
+use super::segment::Segment;
 use super::topics::TopicState;
 use crate::storage::WriteBatch;
 use crate::types::{LogId, Offset, PartitionId, TopicId, TopicName};
@@ -28,16 +31,48 @@ const GROUP_COMMITS: usize = 256;
 const GROUP_BYTES: usize = 16 << 20;
 /// Bytes of one commit: one batch of sled is built in memory.
 const COMMIT_BYTES: usize = 128 << 20;
+/// With more than this many budgets of records in the head, commits wait for the sealer…
+const STALL_HEADS: u64 = 4;
+/// … but no longer than this for each group.
+const STALL: Duration = Duration::from_millis(500);
 /// How long an answer of the disk about its free space is believed.
 const FREE_SPACE_AGE: Duration = Duration::from_secs(1);
 
-/// What is called with the outcome of a commit.
-pub(super) type Done = Box<dyn FnOnce(Result<Committed, CommitError>) + Send>;
+type Answer = Box<dyn FnOnce(Result<Committed, CommitError>) + Send>;
+
+/// What is called with the outcome of a commit. Dropped without one, it says that the log is closed:
+/// nobody waits for ever.
+pub(super) struct Done(Option<Answer>);
+
+impl Done {
+    pub(super) fn new(
+        answer: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
+    ) -> Self {
+        Self(Some(Box::new(answer)))
+    }
+
+    fn answer(mut self, result: Result<Committed, CommitError>) {
+        if let Some(answer) = self.0.take() {
+            answer(result);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(answer) = self.0.take() {
+            let reason = "the host is shutting down".to_owned();
+            answer(Err(CommitError::Stopped { reason }));
+        }
+    }
+}
 
 /// Work for the committer.
 pub(super) enum Request {
     /// A commit.
     Commit(Box<Commit>, Done),
+    /// Durable records of the head now lie in a segment.
+    Seal(LogId, PartitionId, Arc<Segment>, Done),
     /// Answer all before this, then end.
     Close(Sender<()>),
 }
@@ -46,12 +81,19 @@ pub(super) enum Request {
 #[derive(Default)]
 pub(super) struct Catalog {
     pub logs: HashMap<LogId, LogSpec>,
-    /// The next offset to give out.
-    pub next: HashMap<(LogId, PartitionId), Offset>,
+    pub partitions: HashMap<(LogId, PartitionId), Assigned>,
     pub topics: HashMap<TopicId, Arc<TopicState>>,
     pub names: HashMap<TopicName, TopicId>,
     /// The stored counter of ids.
     pub stored_id: u64,
+}
+
+/// What was applied to a partition.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Assigned {
+    /// The next offset to give out.
+    pub next: Offset,
+    pub record: PartitionRecord,
 }
 
 /// What becomes visible after the sync.
@@ -59,7 +101,9 @@ enum Effect {
     Created(LogSpec),
     Deleted(LogId, u32),
     Appended(LogId, PartitionId, Run),
-    Truncated(LogId, PartitionId, Offset),
+    Sealed(LogId, PartitionId, Arc<Segment>),
+    Direct(SealedSegment),
+    Truncated(LogId, PartitionId, Offset, Vec<Offset>),
     Topic(Arc<TopicState>),
     TopicDeleted(TopicId),
 }
@@ -71,9 +115,21 @@ struct Applied {
 }
 
 /// The body of the committer thread.
-pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
+pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>, seals: &Receiver<Request>) {
     let mut free_space = FreeSpace { checked: None, bytes: u64::MAX };
-    while let Ok(first) = requests.recv() {
+    loop {
+        // Producers that outrun the sealer wait here, a group at a time.
+        let full = shared.head_bytes() > STALL_HEADS * shared.config.head_bytes;
+        let sealed = full.then(|| seals.recv_timeout(STALL).ok()).flatten();
+        let first = match sealed {
+            Some(sealed) => Ok(sealed),
+            None => crossbeam_channel::select! {
+                // The sealer ends before the committer does.
+                recv(seals) -> sealed => sealed.or_else(|_| requests.recv()),
+                recv(requests) -> request => request,
+            },
+        };
+        let Ok(first) = first else { return };
         let mut close = None;
         let mut group = Vec::new();
         let mut bytes = 0;
@@ -86,13 +142,22 @@ pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
                         Ok((committed, effects)) => {
                             group.push(Applied { committed, effects, done });
                         }
-                        Err(refusal) => done(Err(refusal)),
+                        Err(refusal) => done.answer(Err(refusal)),
+                    }
+                }
+                Request::Seal(log, partition, segment, done) => {
+                    match apply_seal(shared, log, partition, segment) {
+                        Ok(effect) => {
+                            let (committed, effects) = (Committed::default(), vec![effect]);
+                            group.push(Applied { committed, effects, done });
+                        }
+                        Err(refusal) => done.answer(Err(refusal)),
                     }
                 }
                 Request::Close(answer) => close = Some(answer),
             }
             if close.is_none() && group.len() < GROUP_COMMITS && bytes < GROUP_BYTES {
-                request = requests.try_recv().ok();
+                request = seals.try_recv().or_else(|_| requests.try_recv()).ok();
             }
         }
         finish(shared, group);
@@ -111,7 +176,7 @@ fn finish(shared: &Shared, group: Vec<Applied>) {
     if let Err(e) = shared.storage.sync() {
         let error = CommitError::Stopped { reason: e.to_string() };
         for applied in group {
-            (applied.done)(Err(error.clone()));
+            applied.done.answer(Err(error.clone()));
         }
         return;
     }
@@ -128,8 +193,9 @@ fn finish(shared: &Shared, group: Vec<Applied>) {
     for partition in touched {
         partition.announce();
     }
+    shared.wake_sealer();
     for (done, committed) in answers {
-        done(Ok(committed));
+        done.answer(Ok(committed));
     }
 }
 
@@ -147,7 +213,9 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
                 if let Some(partition) = gone {
                     let mut state = partition.state.write();
                     state.deleted = true;
-                    shared.head_shrinks(state.tail.drain(..).map(|run| run.size_bytes).sum());
+                    state.segments.drain(..).for_each(|segment| segment.doom());
+                    let end = state.tail.len();
+                    drop_runs(shared, &partition, &mut state, end);
                     drop(state);
                     touched.push(partition);
                 }
@@ -163,12 +231,38 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
                 touched.push(partition);
             }
         }
-        Effect::Truncated(log, p, start) => {
+        Effect::Sealed(log, p, segment) => {
+            if let Some(partition) = shared.partition(log, p) {
+                let mut state = partition.state.write();
+                let sealed = state.run_at(segment.entry.next);
+                shared.head_shrinks(state.tail.drain(..sealed).map(|run| run.size_bytes).sum());
+                state.add_segment(segment);
+            }
+        }
+        Effect::Direct(mut sealed) => {
+            sealed.reservation.settled = true;
+            if let Some(partition) = shared.partition(sealed.log(), sealed.partition()) {
+                let mut state = partition.state.write();
+                state.reserved.remove(&sealed.reservation.first);
+                state.published = state.published.max(sealed.segment.entry.next);
+                state.add_segment(Arc::clone(&sealed.segment));
+                drop(state);
+                touched.push(partition);
+            }
+        }
+        Effect::Truncated(log, p, start, segments) => {
             if let Some(partition) = shared.partition(log, p) {
                 let mut state = partition.state.write();
                 state.log_start = state.log_start.max(start);
+                state.segments.retain(|segment| {
+                    let gone = segments.contains(&segment.entry.first);
+                    if gone {
+                        segment.doom();
+                    }
+                    !gone
+                });
                 let gone = state.run_at(start);
-                shared.head_shrinks(state.tail.drain(..gone).map(|run| run.size_bytes).sum());
+                drop_runs(shared, &partition, &mut state, gone);
                 drop(state);
                 touched.push(partition);
             }
@@ -176,6 +270,34 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
         Effect::Topic(state) => shared.topics.publish(state, &shared.registry),
         Effect::TopicDeleted(id) => shared.topics.unpublish(id),
     }
+}
+
+/// Forgets the first `count` runs; their keys go later.
+fn drop_runs(shared: &Shared, partition: &Partition, state: &mut State, count: usize) {
+    let gone: Vec<Run> = state.tail.drain(..count).collect();
+    shared.head_shrinks(gone.iter().map(|run| run.size_bytes).sum());
+    shared.remove_later(sealer::head_keys(partition, &gone));
+}
+
+/// Writes down that records of the head lie in `segment` now.
+fn apply_seal(
+    shared: &Shared,
+    log: LogId,
+    partition: PartitionId,
+    segment: Arc<Segment>,
+) -> Result<Effect, CommitError> {
+    let mut catalog = shared.catalog.lock();
+    let unknown = CommitError::UnknownPartition { log, partition };
+    let assigned = catalog.partitions.get_mut(&(log, partition)).ok_or(unknown)?;
+    assigned.record.head_start = assigned.record.head_start.max(segment.entry.next);
+    let mut batch = WriteBatch::default();
+    batch.put(keys::segment(log, partition, segment.entry.first), json(&segment.entry));
+    batch.put(keys::partition(log, partition), json(&assigned.record));
+    store_next_id(shared, &mut catalog, &mut batch);
+    segment.keep();
+    let applied = shared.storage.apply(batch);
+    applied.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
+    Ok(Effect::Sealed(log, partition, segment))
 }
 
 /// Checks a commit and writes it, as one batch.
@@ -191,6 +313,8 @@ fn apply(
     }
     let (batch, committed, effects) = stage(shared, &mut catalog, commit);
     let applied = shared.storage.apply(batch);
+    // Released first: a reservation among the effects takes the lock when it is dropped.
+    drop(catalog);
     // What was staged in the catalogue is wrong then, but storage takes no commit any more.
     applied.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
     Ok((committed, effects))
@@ -235,6 +359,9 @@ fn check(shared: &Shared, catalog: &Catalog, commit: &Commit) -> Result<(), Comm
     }
     for append in &commit.appends {
         exists(append.log, append.partition)?;
+    }
+    for sealed in &commit.segments {
+        exists(sealed.log(), sealed.partition())?;
     }
     for &(log, partition, start) in &commit.truncates {
         exists(log, partition)?;
@@ -314,14 +441,14 @@ fn stage(
     for spec in commit.creates {
         batch.put(keys::log(spec.id), json(&spec));
         for p in (0..spec.partitions).map(PartitionId) {
-            catalog.next.insert((spec.id, p), Offset::ZERO);
+            catalog.partitions.insert((spec.id, p), Assigned::default());
         }
         effects.push(Effect::Created(spec.clone()));
         catalog.logs.insert(spec.id, spec);
     }
     for append in commit.appends {
         let (log, partition) = (append.log, append.partition);
-        let next = catalog.next.entry((log, partition)).or_default();
+        let next = &mut catalog.partitions.entry((log, partition)).or_default().next;
         let first = *next;
         *next = Offset(first.0 + append.records.len() as u64);
         committed.appended.push((first, *next));
@@ -331,9 +458,26 @@ fn stage(
             effects.push(Effect::Appended(log, partition, run));
         }
     }
+    for sealed in commit.segments {
+        let (log, partition) = (sealed.log(), sealed.partition());
+        let (first, next) = sealed.range();
+        batch.put(keys::segment(log, partition, first), json(&sealed.segment.entry));
+        let assigned = catalog.partitions.entry((log, partition)).or_default();
+        if assigned.next == sealed.reservation.end {
+            assigned.next = next;
+        }
+        sealed.segment.keep();
+        effects.push(Effect::Direct(sealed));
+    }
     for (log, partition, start) in commit.truncates {
-        truncate(shared, log, partition, start, &mut batch);
-        effects.push(Effect::Truncated(log, partition, start));
+        let record = &mut catalog.partitions.entry((log, partition)).or_default().record;
+        record.log_start = record.log_start.max(start);
+        batch.put(keys::partition(log, partition), json(record));
+        let gone = segments_before(shared, log, partition, start);
+        for first in &gone {
+            batch.delete(keys::segment(log, partition, *first));
+        }
+        effects.push(Effect::Truncated(log, partition, start, gone));
     }
     for change in commit.topics {
         match change {
@@ -358,7 +502,10 @@ fn stage(
             batch.delete(keys::log(log));
             for p in (0..spec.partitions).map(PartitionId) {
                 batch.delete(keys::partition(log, p));
-                catalog.next.remove(&(log, p));
+                for first in segments_before(shared, log, p, Offset::LIMIT) {
+                    batch.delete(keys::segment(log, p, first));
+                }
+                catalog.partitions.remove(&(log, p));
             }
             effects.push(Effect::Deleted(log, spec.partitions));
         }
@@ -369,29 +516,29 @@ fn stage(
             None => batch.delete(key),
         }
     }
+    store_next_id(shared, catalog, &mut batch);
+    (batch, committed, effects)
+}
+
+/// Ids that were given out are stored with the first commit after them, hence before any use.
+fn store_next_id(shared: &Shared, catalog: &mut Catalog, batch: &mut WriteBatch) {
     let next_id = shared.next_id.load(std::sync::atomic::Ordering::SeqCst);
     if next_id != catalog.stored_id {
         batch.put(keys::NEXT_ID, next_id.to_le_bytes());
         catalog.stored_id = next_id;
     }
-    (batch, committed, effects)
 }
 
-/// Raises the start of a partition and removes the published batches that lie wholly before it.
-fn truncate(
+/// First offsets of the published segments that end at or before `end`.
+fn segments_before(
     shared: &Shared,
     log: LogId,
     partition: PartitionId,
-    start: Offset,
-    batch: &mut WriteBatch,
-) {
-    let Some(state) = shared.partition(log, partition) else { return };
-    let state = state.state.read();
-    let record = super::handle::PartitionRecord { log_start: state.log_start.max(start) };
-    batch.put(keys::partition(log, partition), json(&record));
-    for run in state.tail.range(..state.run_at(start)) {
-        batch.delete(keys::head(log, partition, run.first));
-    }
+    end: Offset,
+) -> Vec<Offset> {
+    let Some(partition) = shared.partition(log, partition) else { return Vec::new() };
+    let state = partition.state.read();
+    state.segments.iter().filter(|s| s.entry.next <= end).map(|s| s.entry.first).collect()
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {

@@ -3,22 +3,24 @@
 //! **Invariant:** what is in memory after opening is what the head says, and nothing else. The
 //! committer thread ends before the last handle is gone.
 
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::Sender;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::codec;
 use super::commit::{Commit, CommitError, Committed, LogSpec};
 use super::committer::{self, Catalog, Done, Request};
-use super::keys;
-use super::partition::{Partition, Registry, Run, State};
-use super::topics::{TopicState, Topics};
+use super::partition::{Partition, Registry};
+use super::recovery::{SEGMENTS_DIR, recover};
+use super::sealer::{self, Task};
+use super::segment::SegmentPlace;
+use super::topics::Topics;
 use crate::clock::SharedClock;
-use crate::storage::{self, FileSystem, Storage, WriteBatch};
+use crate::storage::{self, FileSystem, Storage};
 use crate::types::{LogId, Offset, PartitionId};
 
 /// Why the log could not be opened.
@@ -37,6 +39,24 @@ pub enum Error {
         /// What is wrong.
         detail: String,
     },
+    /// The files and the manifest do not belong together.
+    #[error("{path}: {detail}; restore the data directory from a backup")]
+    Files {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The disk refused.
+    #[error("cannot {what} {path}: {source}; check the disk")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
     /// The system gave no thread.
     #[error("cannot start a thread of the log: {0}")]
     Thread(#[source] std::io::Error),
@@ -45,20 +65,27 @@ pub enum Error {
 /// Limits of the log.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
+    /// Bytes of records in the head beyond which they are sealed. 64 MiB: a start reads the head.
+    pub head_bytes: u64,
+    /// Bytes of records in one sealed segment, about, before compression. 64 MiB.
+    pub segment_bytes: u64,
     /// Appends are refused when fewer bytes than this are free. 256 MiB: room to seal and to checkpoint.
     pub min_free_bytes: u64,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { min_free_bytes: 256 << 20 }
+        Self { head_bytes: 64 << 20, segment_bytes: 64 << 20, min_free_bytes: 256 << 20 }
     }
 }
 
 /// What is stored of a partition; one without it starts at 0.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct PartitionRecord {
+    /// The first offset that can be read.
     pub log_start: Offset,
+    /// Batches of the head that begin before this were sealed.
+    pub head_start: Offset,
 }
 
 /// What the log's threads share.
@@ -71,12 +98,57 @@ pub(super) struct Shared {
     pub registry: Arc<Registry>,
     pub topics: Topics,
     pub next_id: AtomicU64,
-    head_bytes: AtomicU64,
+    pub head_bytes: AtomicU64,
+    pub tasks: Sender<Task>,
+    /// Whether the sealer was told to look and has not begun.
+    pub check_waits: AtomicBool,
+    pub closing: AtomicBool,
+    pub quarantined: Vec<PathBuf>,
 }
 
 impl Shared {
     pub(super) fn partition(&self, log: LogId, id: PartitionId) -> Option<Arc<Partition>> {
         self.registry.read().get(&(log, id)).cloned()
+    }
+
+    pub(super) fn head_bytes(&self) -> u64 {
+        self.head_bytes.load(Ordering::SeqCst)
+    }
+
+    /// Tells the sealer if the head is over its budget.
+    pub(super) fn wake_sealer(&self) {
+        if self.head_bytes() > self.config.head_bytes
+            && !self.check_waits.swap(true, Ordering::SeqCst)
+        {
+            // Fails only when the sealer has ended, and then nothing needs sealing.
+            let _ = self.tasks.send(Task::Check);
+        }
+    }
+
+    pub(super) fn remove_later(&self, keys: Vec<Vec<u8>>) {
+        if !keys.is_empty() {
+            // What is not removed now is removed at the next start.
+            let _ = self.tasks.send(Task::Remove(keys));
+        }
+    }
+
+    /// Where a new segment of the partition goes.
+    pub(super) fn segment_place(
+        &self,
+        log: LogId,
+        partition: PartitionId,
+        sources: bool,
+    ) -> SegmentPlace {
+        SegmentPlace {
+            fs: Arc::clone(&self.fs),
+            dir: self.storage.dir().join(SEGMENTS_DIR),
+            store_id: self.storage.store_id(),
+            log,
+            partition,
+            file_id: self.next_id.fetch_add(1, Ordering::SeqCst),
+            sequence: self.storage.sequence(),
+            sources,
+        }
     }
 
     pub(super) fn head_grows(&self, bytes: u64) {
@@ -97,7 +169,8 @@ pub struct Log {
 struct Handle {
     shared: Arc<Shared>,
     requests: Sender<Request>,
-    committer: Mutex<Option<JoinHandle<()>>>,
+    /// Committer and sealer.
+    threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
 }
 
 impl Log {
@@ -108,15 +181,23 @@ impl Log {
         clock: SharedClock,
         config: LogConfig,
     ) -> Result<Self, Error> {
-        let shared = Arc::new(recover(storage, fs, clock, config)?);
+        let (tasks, task_inbox) = crossbeam_channel::unbounded();
+        let shared = Arc::new(recover(storage, fs, clock, config, tasks)?);
         let (requests, inbox) = crossbeam_channel::unbounded();
+        let (seals, seal_inbox) = crossbeam_channel::unbounded();
         let own = Arc::clone(&shared);
         let committer = thread::Builder::new()
             .name("committer".to_owned())
-            .spawn(move || committer::run(&own, &inbox))
+            .spawn(move || committer::run(&own, &inbox, &seal_inbox))
             .map_err(Error::Thread)?;
-        let committer = Mutex::new(Some(committer));
-        Ok(Self { handle: Arc::new(Handle { shared, requests, committer }) })
+        let own = Arc::clone(&shared);
+        let sealer = thread::Builder::new()
+            .name("sealer".to_owned())
+            .spawn(move || sealer::run(&own, &task_inbox, &seals))
+            .map_err(Error::Thread)?;
+        shared.wake_sealer();
+        let threads = Mutex::new(Some((committer, sealer)));
+        Ok(Self { handle: Arc::new(Handle { shared, requests, threads }) })
     }
 
     /// A number that was never given out before and never will be again: for logs, topics,
@@ -147,12 +228,8 @@ impl Log {
         commit: Commit,
         done: impl FnOnce(Result<Committed, CommitError>) + Send + 'static,
     ) {
-        let request = Request::Commit(Box::new(commit), Box::new(done) as Done);
-        if let Err(refused) = self.handle.requests.send(request)
-            && let Request::Commit(_, done) = refused.into_inner()
-        {
-            done(Err(closed()));
-        }
+        // A request that cannot be sent answers by itself when it is dropped.
+        let _ = self.handle.requests.send(Request::Commit(Box::new(commit), Done::new(done)));
     }
 
     /// Commits and waits. Not for the committer's own thread.
@@ -161,7 +238,7 @@ impl Log {
         self.commit(commit, move |result| {
             let _ = answer.send(result);
         });
-        outcome.recv().unwrap_or_else(|_| Err(closed()))
+        outcome.recv().expect("every commit is answered, at the latest when it is dropped")
     }
 
     /// The value of a metadata key.
@@ -178,9 +255,19 @@ impl Log {
         self.shared().storage.scan(prefix, see)
     }
 
+    /// Why storage has stopped taking writes; `None` while it takes them.
+    pub fn failure(&self) -> Option<String> {
+        self.shared().storage.failure()
+    }
+
     /// Bytes of records in the head, not yet in a segment.
     pub fn head_bytes(&self) -> u64 {
-        self.shared().head_bytes.load(Ordering::SeqCst)
+        self.shared().head_bytes()
+    }
+
+    /// Files that the manifest does not name, set aside at open.
+    pub fn quarantined(&self) -> &[PathBuf] {
+        &self.shared().quarantined
     }
 
     /// Answers what was handed in, then stops: every later commit is refused.
@@ -188,20 +275,25 @@ impl Log {
         self.handle.close();
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.handle.shared
     }
 }
 
 impl Handle {
     fn close(&self) {
-        let Some(committer) = self.committer.lock().take() else { return };
-        let (answer, ended) = crossbeam_channel::bounded(1);
-        if self.requests.send(Request::Close(answer)).is_ok()
-            && committer.thread().id() != thread::current().id()
-        {
-            // Either may fail only if the committer panicked; then there is nothing to wait for.
-            let _ = ended.recv();
+        let Some((committer, sealer)) = self.threads.lock().take() else { return };
+        self.shared.closing.store(true, Ordering::SeqCst);
+        let own = thread::current().id();
+        let _ = self.shared.tasks.send(Task::Stop);
+        // A thread may fail only by a panic; then there is nothing to wait for. The last handle can
+        // be dropped by an answer on the committer's own thread, which must not wait for itself.
+        if committer.thread().id() != own {
+            let _ = sealer.join();
+            let (answer, ended) = crossbeam_channel::bounded(1);
+            if self.requests.send(Request::Close(answer)).is_ok() {
+                let _ = ended.recv();
+            }
             let _ = committer.join();
         }
     }
@@ -211,121 +303,4 @@ impl Drop for Handle {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-fn closed() -> CommitError {
-    CommitError::Stopped { reason: "the host is shutting down".to_owned() }
-}
-
-/// Reads the catalogue and the head, and removes what a crash left half removed.
-fn recover(
-    storage: Arc<Storage>,
-    fs: Arc<dyn FileSystem>,
-    clock: SharedClock,
-    config: LogConfig,
-) -> Result<Shared, Error> {
-    let mut catalog = Catalog::default();
-    for spec in load::<LogSpec>(&storage, keys::LOGS)? {
-        catalog.logs.insert(spec.1.id, spec.1);
-    }
-    for (_, state) in load::<TopicState>(&storage, keys::TOPICS)? {
-        catalog.names.insert(state.name.clone(), state.id);
-        catalog.topics.insert(state.id, Arc::new(state));
-    }
-    let next_id = match storage.get(keys::NEXT_ID)? {
-        None => 1,
-        Some(bytes) => u64::from_le_bytes(
-            bytes.try_into().map_err(|_| damaged(keys::NEXT_ID, "it is not a number"))?,
-        ),
-    };
-    catalog.stored_id = next_id;
-    let registry: Arc<Registry> = Arc::default();
-    let states = load_partitions(&storage, &catalog)?;
-    let mut head_bytes = 0;
-    for ((log, partition), state) in states {
-        head_bytes += state.tail.iter().map(|run| run.size_bytes).sum::<u64>();
-        catalog.next.insert((log, partition), state.published);
-        registry.write().insert((log, partition), Partition::new(log, partition, state));
-    }
-    let topics = Topics::default();
-    for state in catalog.topics.values() {
-        topics.publish(Arc::clone(state), &registry);
-    }
-    Ok(Shared {
-        storage,
-        fs,
-        clock,
-        config,
-        catalog: Mutex::new(catalog),
-        registry,
-        topics,
-        next_id: AtomicU64::new(next_id),
-        head_bytes: AtomicU64::new(head_bytes),
-    })
-}
-
-type States = std::collections::HashMap<(LogId, PartitionId), State>;
-
-fn load_partitions(storage: &Storage, catalog: &Catalog) -> Result<States, Error> {
-    let mut states = States::new();
-    for spec in catalog.logs.values() {
-        for p in (0..spec.partitions).map(PartitionId) {
-            states.insert((spec.id, p), State::default());
-        }
-    }
-    for (key, record) in load::<PartitionRecord>(storage, keys::PARTITIONS)? {
-        let id = keys::parse_partition(&key).ok_or_else(|| damaged(&key, "the key is cut off"))?;
-        if let Some(state) = states.get_mut(&id) {
-            state.log_start = record.log_start;
-            state.published = record.log_start;
-        }
-    }
-    let mut garbage = WriteBatch::default();
-    let mut fault = None;
-    storage.scan(&[keys::HEAD], |key, value| {
-        let Some((log, partition, first)) = keys::parse_positioned(key) else {
-            fault.get_or_insert_with(|| damaged(key, "the key is cut off"));
-            return;
-        };
-        let Some(state) = states.get_mut(&(log, partition)) else {
-            garbage.delete(key);
-            return;
-        };
-        match codec::decode(&value) {
-            Some((records, append_ms)) => {
-                let run = Run::new(first, records, append_ms);
-                state.published = state.published.max(run.next());
-                state.tail.push_back(run);
-            }
-            None => {
-                fault.get_or_insert_with(|| damaged(key, "it is not an append"));
-            }
-        }
-    })?;
-    if let Some(fault) = fault {
-        return Err(fault);
-    }
-    if !garbage.is_empty() {
-        storage.apply(garbage)?;
-    }
-    Ok(states)
-}
-
-fn load<T: serde::de::DeserializeOwned>(
-    storage: &Storage,
-    prefix: u8,
-) -> Result<Vec<(Vec<u8>, T)>, Error> {
-    let mut found = Vec::new();
-    let mut fault = None;
-    storage.scan(&[prefix], |key, value| match serde_json::from_slice(&value) {
-        Ok(parsed) => found.push((key.to_vec(), parsed)),
-        Err(e) => {
-            fault.get_or_insert_with(|| damaged(key, &e.to_string()));
-        }
-    })?;
-    fault.map_or(Ok(found), Err)
-}
-
-fn damaged(key: &[u8], detail: &str) -> Error {
-    Error::Damaged { key: key.escape_ascii().to_string(), detail: detail.to_owned() }
 }

@@ -11,6 +11,8 @@ pub(super) const TOPICS: u8 = b't';
 pub(super) const LOGS: u8 = b'l';
 /// Partitions: where they start, and where their head starts.
 pub(super) const PARTITIONS: u8 = b'p';
+/// The manifest: segments by log, partition and first offset, a `SegmentEntry` as JSON.
+pub(super) const SEGMENTS: u8 = b's';
 /// Batches of the head.
 pub(super) const HEAD: u8 = b'h';
 /// The next id that was not given out.
@@ -35,6 +37,10 @@ pub(super) fn partition(log: LogId, partition: PartitionId) -> Vec<u8> {
 
 pub(super) fn head(log: LogId, partition: PartitionId, first: Offset) -> Vec<u8> {
     positioned(HEAD, log, partition, first)
+}
+
+pub(super) fn segment(log: LogId, partition: PartitionId, first: Offset) -> Vec<u8> {
+    positioned(SEGMENTS, log, partition, first)
 }
 
 /// The reverse of a key that ends in log, partition and offset.

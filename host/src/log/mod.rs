@@ -9,19 +9,25 @@
 //! stores or plugins are: what floors above commit as metadata is opaque here.
 
 mod codec;
+mod columns;
 mod commit;
 mod committer;
+mod direct;
 mod handle;
 mod keys;
+mod measure;
 mod partition;
 mod reader;
-mod shim;
+mod recovery;
+mod sealer;
+mod segment;
 mod signal;
 #[cfg(test)]
 mod tests;
 mod topics;
 
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
+pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};
 pub use handle::{Error, Log, LogConfig};
 pub use partition::Partition;
 pub use reader::{PartitionReader, ReadError};

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::reader::PartitionReader;
+use super::reader::{PartitionReader, ReadError};
+use super::segment::Segment;
 use super::signal::{Signal, Subscription};
 use crate::types::{LogId, Offset, PartitionId, Records};
 
@@ -57,6 +58,8 @@ pub(super) struct State {
     pub published: Offset,
     /// Ranges given out and not settled: first offset to next offset.
     pub reserved: BTreeMap<Offset, Offset>,
+    /// In the order of offsets.
+    pub segments: Vec<Arc<Segment>>,
     /// The head, in the order of offsets.
     pub tail: VecDeque<Run>,
     pub deleted: bool,
@@ -66,6 +69,16 @@ impl State {
     pub(super) fn durable(&self) -> Offset {
         let held = self.reserved.keys().next().copied();
         held.map_or(self.published, |held| held.min(self.published))
+    }
+
+    /// Index of the first segment that reaches beyond `from`.
+    pub(super) fn segment_at(&self, from: Offset) -> usize {
+        self.segments.partition_point(|segment| segment.entry.next <= from)
+    }
+
+    pub(super) fn add_segment(&mut self, segment: Arc<Segment>) {
+        let at = self.segment_at(segment.entry.first);
+        self.segments.insert(at, segment);
     }
 
     /// Index of the first run that reaches beyond `from`.
@@ -114,9 +127,82 @@ impl Partition {
         PartitionReader::new(Arc::clone(self))
     }
 
-    /// Bytes of the records that can be read.
+    /// Bytes of the partition's records, before compression.
     pub fn size_bytes(&self) -> u64 {
+        let state = self.state.read();
+        let segments: u64 = state.segments.iter().map(|s| s.entry.size_bytes).sum();
+        segments + state.tail.iter().map(|run| run.size_bytes).sum::<u64>()
+    }
+
+    /// Bytes of the partition's segment files.
+    pub fn file_bytes(&self) -> u64 {
+        self.state.read().segments.iter().map(|s| s.entry.file_bytes).sum()
+    }
+
+    /// The number of records at and after `from` and before `to` that can be read.
+    pub fn count_between(&self, from: Offset, to: Offset) -> Result<u64, ReadError> {
+        let state = self.state.read();
+        let (from, to) = (from.max(state.log_start), to.min(state.durable()));
+        let runs = state.tail.range(state.run_at(from)..).take_while(|run| run.first < to);
+        let mut count: u64 = runs.map(|run| run.clip(from, to).1.len() as u64).sum();
+        let segments = state.segments[state.segment_at(from)..].to_vec();
+        drop(state);
+        for segment in segments {
+            count += segment.count_between(from, to)?;
+        }
+        Ok(count)
+    }
+
+    /// The first offset whose record has this timestamp or a later one; the end if there is none.
+    pub fn offset_for_time(&self, timestamp_ms: i64) -> Result<Offset, ReadError> {
+        let state = self.state.read();
+        let (start, end) = (state.log_start, state.durable());
+        let late =
+            |records: &Records| (0..records.len()).find(|&i| records.timestamps[i] >= timestamp_ms);
+        let mut runs = state.tail.range(state.run_at(start)..);
+        let in_head = runs.find_map(|run| {
+            let (first, records) = run.clip(start, end);
+            let found = (run.max_timestamp >= timestamp_ms).then(|| late(&records))??;
+            Some(Offset(first.0 + found as u64))
+        });
+        let segments = state.segments[state.segment_at(start)..].to_vec();
+        drop(state);
+        let limit = in_head.unwrap_or(end).min(end);
+        for segment in segments.iter().filter(|s| s.entry.max_timestamp >= timestamp_ms) {
+            for (i, block) in segment.open()?.blocks.iter().enumerate() {
+                if block.first >= limit {
+                    return Ok(limit);
+                }
+                if block.next <= start || block.max_timestamp < timestamp_ms {
+                    continue;
+                }
+                let batch = segment.read(i)?.from_offset(start);
+                if let Some(found) = late(&batch.records) {
+                    return Ok(Offset(batch.offsets[found]).min(limit));
+                }
+            }
+        }
+        Ok(limit)
+    }
+
+    /// Bytes of the records in the head.
+    pub(super) fn tail_bytes(&self) -> u64 {
         self.state.read().tail.iter().map(|run| run.size_bytes).sum()
+    }
+
+    /// Durable runs from the first of the head on, up to about `max_bytes` or the next segment.
+    pub(super) fn sealable(&self, max_bytes: u64) -> Vec<Run> {
+        let state = self.state.read();
+        let Some(first) = state.tail.front().map(|run| run.first) else { return Vec::new() };
+        let segment = state.segments.get(state.segment_at(first));
+        let end = segment.map_or(state.durable(), |s| s.entry.first.min(state.durable()));
+        let mut bytes = 0;
+        let runs = state.tail.iter().take_while(|run| {
+            let taken = run.next() <= end && bytes < max_bytes;
+            bytes += run.size_bytes;
+            taken
+        });
+        runs.cloned().collect()
     }
 
     /// Calls `listener` after each publication, on the thread that published.

@@ -11,6 +11,7 @@ use arrow_buffer::{ArrowNativeType, ScalarBuffer};
 use arrow_select::concat::concat;
 
 use super::partition::{Partition, Run};
+use super::segment::Segment;
 use crate::types::{Batch, Headers, LogId, Offset, PartitionId, Records, Sources};
 
 /// No batch holds more bytes than this, so that positions in a column fit 31 bits.
@@ -78,11 +79,19 @@ pub enum ReadError {
 /// Reads one partition. Each reader keeps a block of its own.
 pub struct PartitionReader {
     partition: Arc<Partition>,
+    /// The block read last.
+    block: Option<CachedBlock>,
+}
+
+struct CachedBlock {
+    segment: Arc<Segment>,
+    index: usize,
+    batch: Batch,
 }
 
 impl PartitionReader {
     pub(super) fn new(partition: Arc<Partition>) -> Self {
-        Self { partition }
+        Self { partition, block: None }
     }
 
     /// The partition it reads.
@@ -116,10 +125,42 @@ impl PartitionReader {
         if from >= to {
             return Ok(None);
         }
-        let runs = state.tail.range(state.run_at(from)..);
-        let taken = take_runs(runs, from, to, max_records, max_bytes);
-        drop(state);
-        Ok(join(taken).map(|batch| within(batch, max_records, max_bytes)))
+        let run_at = state.run_at(from);
+        let segment = state.segments.get(state.segment_at(from)).filter(|s| s.entry.first < to);
+        let batch = match (segment, state.tail.get(run_at)) {
+            (Some(segment), run) if run.is_none_or(|run| segment.entry.first < run.first) => {
+                let segment = Arc::clone(segment);
+                drop(state);
+                self.read_block(segment, from)?.from_offset(from).before_offset(to)
+            }
+            (segment, _) => {
+                let to = segment.map_or(to, |segment| segment.entry.first.min(to));
+                let taken = take_runs(state.tail.range(run_at..), from, to, max_records, max_bytes);
+                drop(state);
+                match join(taken) {
+                    Some(batch) => batch,
+                    None => return Ok(None),
+                }
+            }
+        };
+        Ok((!batch.is_empty()).then(|| within(batch, max_records, max_bytes)))
+    }
+
+    /// The block of `segment` that holds the first record at or after `from`.
+    fn read_block(&mut self, segment: Arc<Segment>, from: Offset) -> Result<Batch, ReadError> {
+        let blocks = &segment.open()?.blocks;
+        let index = blocks.partition_point(|block| block.next <= from);
+        if let Some(block) = &self.block
+            && Arc::ptr_eq(&block.segment, &segment)
+            && block.index == index
+        {
+            return Ok(block.batch.clone());
+        }
+        // Freed before the next is read: a reader holds one block.
+        self.block = None;
+        let batch = segment.read(index)?;
+        self.block = Some(CachedBlock { segment, index, batch: batch.clone() });
+        Ok(batch)
     }
 }
 
@@ -153,19 +194,25 @@ fn take_runs<'a>(
 
 /// The longest beginning of `batch` within the limits, and at least one record.
 pub(super) fn within(batch: Batch, max_records: usize, max_bytes: usize) -> Batch {
-    let len = batch.len().min(max_records);
-    if batch.records.slice(0, len).size_bytes() <= max_bytes {
-        return if len == batch.len() { batch } else { batch.slice(0, len) };
+    let fits = fitting(&batch.records, max_records, max_bytes);
+    if fits == batch.len() { batch } else { batch.slice(0, fits) }
+}
+
+/// How many of `records` are within the limits, and at least one.
+pub(super) fn fitting(records: &Records, max_records: usize, max_bytes: usize) -> usize {
+    let len = records.len().min(max_records);
+    if records.slice(0, len).size_bytes() <= max_bytes {
+        return len;
     }
     let (mut fits, mut over) = (1, len);
     while fits + 1 < over {
         let middle = usize::midpoint(fits, over);
-        match batch.records.slice(0, middle).size_bytes() <= max_bytes {
+        match records.slice(0, middle).size_bytes() <= max_bytes {
             true => fits = middle,
             false => over = middle,
         }
     }
-    batch.slice(0, fits)
+    fits
 }
 
 /// Whether records can lie in one batch: only one generation fits.

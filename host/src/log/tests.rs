@@ -219,3 +219,197 @@ fn a_reader_reaches_the_marker_hops_and_goes_on() {
     let error = log.commit_blocking(Commit { topics, ..Commit::default() }).unwrap_err();
     assert_eq!(error, CommitError::Conflict { topic: name, current: 2 });
 }
+
+/// A head so small that nearly every commit is sealed.
+fn tiny() -> LogConfig {
+    LogConfig { head_bytes: 2_000, segment_bytes: 4_000, ..LogConfig::default() }
+}
+
+fn settle(log: &Log) {
+    let start = std::time::Instant::now();
+    while log.head_bytes() > 2_000 {
+        assert!(start.elapsed().as_secs() < 20, "the sealer does not come to an end");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn sealed_records_read_as_the_head_did_also_after_a_reopen() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), tiny());
+    let id = create(&log, 1);
+    for i in 0..40 {
+        append(&log, id, rows(i * 50, 50));
+    }
+    settle(&log);
+    let check = |log: &Log| {
+        for max in [1, 7, 100_000] {
+            assert_eq!(read_all(log, id, max), expected(2000), "{max} a batch");
+        }
+        let partition = log.partition(id, P0).unwrap();
+        assert_eq!(partition.count_between(Offset(13), Offset(1777)).unwrap(), 1764);
+        for time in [-1i64, 0, 13, 777, 1999, 5000] {
+            let wanted = Offset(time.clamp(0, 2000) as u64);
+            assert_eq!(partition.offset_for_time(time).unwrap(), wanted, "time {time}");
+        }
+        assert!(partition.file_bytes() > 0, "nothing was sealed");
+    };
+    check(&log);
+    let mut reader = log.partition(id, P0).unwrap().reader();
+    let batch = reader.read(Offset(3), Offset(4), 10, 1000).unwrap().unwrap();
+    assert_eq!(batch, Batch { offsets: vec![3].into(), records: rows(3, 1) });
+    log.close();
+    drop(reader);
+    drop(log);
+    check(&open(dir.path(), tiny()));
+}
+
+#[test]
+fn unknown_files_are_set_aside_and_missing_ones_refuse_to_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), tiny());
+    let id = create(&log, 1);
+    append(&log, id, rows(0, 500));
+    settle(&log);
+    log.close();
+    drop(log);
+    let folder = dir.path().join("segments").join(id.to_string());
+    std::fs::write(folder.join("stranger.arrow"), b"?").unwrap();
+    let log = open(dir.path(), tiny());
+    let aside = log.quarantined().to_vec();
+    assert_eq!(aside.len(), 1);
+    assert_eq!(std::fs::read(&aside[0]).unwrap(), b"?");
+    assert_eq!(read_all(&log, id, 1000), expected(500));
+    log.close();
+    drop(log);
+    let segment = std::fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(&segment).unwrap();
+    let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+    let clock = ManualClock::new(0, 1);
+    let storage = Arc::new(Storage::open(dir.path(), &fs, &(clock.clone() as _)).unwrap());
+    let error = Log::open(storage, fs, clock, tiny()).err().unwrap().to_string();
+    assert!(error.contains(segment.to_str().unwrap()), "{error}");
+}
+
+fn direct(log: &Log, id: LogId, room: u64, records: &Records) -> SealedSegment {
+    let mut writer = SegmentWriter::new(log.reserve(id, P0, room).unwrap());
+    writer.append(records).unwrap();
+    writer.finish().unwrap().unwrap()
+}
+
+#[test]
+fn direct_segments_leave_no_gap_when_newest_and_no_trace_when_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = create(&log, 1);
+    let partition = log.partition(id, P0).unwrap();
+    append(&log, id, rows(0, 10));
+    let sealed = direct(&log, id, 1000, &rows(10, 10));
+    let segments = vec![sealed];
+    log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();
+    assert_eq!(partition.durable_offset(), Offset(20));
+    assert_eq!(append(&log, id, rows(20, 5)), (Offset(20), Offset(25)));
+    assert_eq!(read_all(&log, id, 7), expected(25));
+    // An older reservation holds readers back, and leaves a gap.
+    let sealed = direct(&log, id, 100, &rows(25, 5));
+    assert_eq!(append(&log, id, rows(125, 5)), (Offset(125), Offset(130)));
+    assert_eq!(partition.durable_offset(), Offset(25));
+    let dropped = log.reserve(id, P0, 50).unwrap();
+    let segments = vec![sealed];
+    log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();
+    drop(dropped);
+    assert_eq!(partition.durable_offset(), Offset(130));
+    let mut wanted = expected(30);
+    wanted.extend((125..130).map(|i| (i, i as i64)));
+    assert_eq!(read_all(&log, id, 7), wanted);
+    assert_eq!(partition.count_between(Offset(0), END).unwrap(), 35);
+    drop(direct(&log, id, 10, &rows(0, 10)));
+    let files = std::fs::read_dir(dir.path().join("segments").join(id.to_string())).unwrap();
+    assert_eq!(files.count(), 2, "a dropped segment left its file");
+    let mut writer = SegmentWriter::new(log.reserve(id, P0, 3).unwrap());
+    assert!(matches!(writer.append(&rows(0, 4)), Err(SegmentError::Full { room: 3, .. })));
+    assert!(writer.finish().unwrap().is_none());
+    assert_eq!(append(&log, id, rows(130, 1)), (Offset(130), Offset(131)));
+    wanted.push((130, 130));
+    log.close();
+    let log = open_again(&log, dir.path());
+    assert_eq!(read_all(&log, id, 1000), wanted);
+}
+
+#[test]
+fn a_truncated_or_deleted_segment_goes_with_its_last_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = create(&log, 1);
+    let segments = vec![direct(&log, id, 10, &rows(0, 10))];
+    log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();
+    let partition = log.partition(id, P0).unwrap();
+    let mut reader = partition.reader();
+    assert_eq!(reader.read(Offset(0), END, 5, 1000).unwrap().unwrap().len(), 5);
+    let files = || std::fs::read_dir(dir.path().join("segments/1")).unwrap().count();
+    let truncates = vec![(id, P0, Offset(10))];
+    log.commit_blocking(Commit { truncates, ..Commit::default() }).unwrap();
+    assert_eq!(files(), 1, "the reader still holds the file");
+    drop(reader);
+    assert_eq!(files(), 0);
+    append(&log, id, rows(10, 5));
+    log.commit_blocking(Commit { deletes: vec![id], ..Commit::default() }).unwrap();
+    let gone = partition.reader().read(Offset(10), END, 5, 1000).unwrap_err();
+    assert_eq!(gone, ReadError::Deleted { log: id, partition: P0 });
+    assert!(log.partition(id, P0).is_none());
+    log.close();
+    let log = open_again(&log, dir.path());
+    assert!(log.partition(id, P0).is_none());
+    assert_eq!((log.head_bytes(), log.quarantined().len()), (0, 0));
+}
+
+/// Random commits, direct segments, truncations, seals and reopens against a plain list.
+#[test]
+fn random_histories_read_as_a_list_does() {
+    let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("ANABRANCH_SEED={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path(), tiny());
+    let id = create(&log, 1);
+    let (mut wanted, mut value) = (Vec::<(u64, i64)>::new(), 0u32);
+    for step in 0..150 {
+        let count = random.u32(1..80);
+        let fresh = value;
+        let expect =
+            |first: Offset| (0..count).map(move |i| (first.0 + u64::from(i), i64::from(fresh + i)));
+        value += count;
+        match random.u32(0..20) {
+            0..12 => {
+                let (first, _) = append(&log, id, rows(fresh, count));
+                wanted.extend(expect(first));
+            }
+            12..16 => {
+                let sealed =
+                    direct(&log, id, u64::from(count) + random.u64(0..9), &rows(fresh, count));
+                let (first, _) = sealed.range();
+                if random.bool() {
+                    let segments = vec![sealed];
+                    log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();
+                    wanted.extend(expect(first));
+                }
+            }
+            16..18 => {
+                log.close();
+                drop(log);
+                log = open(dir.path(), tiny());
+            }
+            18 if !wanted.is_empty() => {
+                let start = Offset(wanted[random.usize(0..wanted.len())].0);
+                let truncates = vec![(id, P0, start)];
+                log.commit_blocking(Commit { truncates, ..Commit::default() }).unwrap();
+                wanted.retain(|(offset, _)| *offset >= start.0);
+            }
+            _ => settle(&log),
+        }
+        let max = random.usize(1..200);
+        assert_eq!(read_all(&log, id, max), wanted, "step {step}");
+        assert!(log.quarantined().is_empty(), "step {step}: {:?}", log.quarantined());
+    }
+}

@@ -247,7 +247,7 @@ fn check_import(import: &str) -> Result<(), Refusal> {
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     match path.strip_prefix(PACKAGE).and_then(|rest| rest.strip_prefix('/')) {
         Some(interface)
-            if version != VERSION && (GRANTED.contains(&interface) || version != "") =>
+            if version != VERSION && (GRANTED.contains(&interface) || !version.is_empty()) =>
         {
             Err(Refusal::OtherVersion { import: import.to_owned() })
         }

@@ -129,8 +129,15 @@ pub struct Page {
 /// Keyed stores as one call sees them: its own writes included, taking effect only if it succeeds.
 /// A store is an index into the description's stores. Keys and values given here are never null.
 pub trait StateAccess: Send {
-    /// The value of each key; null where there is none.
-    fn get_many(&mut self, store: u32, keys: &BinaryArray) -> Result<BinaryArray, AccessError>;
+    /// The value of each key; null where there is none. Stops after the value that brings the sum
+    /// beyond `limit_bytes` (below 2^30), so that a guest cannot make the host hold more by asking
+    /// for one large value many times: fewer values than keys mean that the limit was reached.
+    fn get_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        limit_bytes: u32,
+    ) -> Result<BinaryArray, AccessError>;
 
     /// Writes a value for each key, in order: the last one counts.
     fn put_many(

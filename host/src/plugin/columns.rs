@@ -203,3 +203,88 @@ pub fn check_sources(sources: &[u32], n: usize) -> Result<(), String> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock, ManualClock};
+
+    const LIMIT: EntryLimit = EntryLimit { name: "value_bytes", bytes: 1 << 20 };
+
+    fn random_column(random: &ManualClock) -> BinaryArray {
+        let row = |i: u64| {
+            let (dice, len) = (random.random() % 4, random.random() % 9);
+            (dice != 0).then(|| vec![i as u8; len as usize])
+        };
+        (0..random.random() % 40).map(row).collect()
+    }
+
+    #[test]
+    fn any_slice_of_any_column_crosses_unchanged() {
+        for seed in 0..500 {
+            let random = ManualClock::new(0, seed);
+            let column = random_column(&random);
+            let start = random.random() as usize % (column.len() + 1);
+            let len = random.random() as usize % (column.len() - start + 1);
+            let slice = column.slice(start, len);
+            let back = into_binary(to_result(&slice), len, LIMIT).unwrap();
+            assert_eq!(back, slice, "seed {seed}, {start}+{len}");
+        }
+    }
+
+    /// The contract of `bytes-column`, word for word.
+    fn is_valid(column: &BytesColumnResult, n: usize) -> bool {
+        let present = |i: usize| match &column.validity {
+            None => true,
+            Some(bits) => bits[i / 8] >> (i % 8) & 1 == 1,
+        };
+        column.ends.len() == n + 1
+            && column.validity.as_ref().is_none_or(|bits| 8 * bits.len() >= n)
+            && column.ends[0] == 0
+            && (0..n).all(|i| column.ends[i] <= column.ends[i + 1])
+            && (0..n).all(|i| present(i) || column.ends[i] == column.ends[i + 1])
+            && column.ends[n] as usize == column.data.len()
+    }
+
+    #[test]
+    fn what_is_taken_is_exactly_what_the_contract_allows() {
+        let mut taken = 0;
+        for seed in 0..5_000 {
+            let random = ManualClock::new(0, seed);
+            let mut column = to_result(&random_column(&random));
+            let n = (column.ends.len() - 1)
+                .saturating_add_signed(random.random().is_multiple_of(9).into());
+            let at = random.random() as usize;
+            match random.random() % 6 {
+                0 => {
+                    let at = at % column.ends.len();
+                    column.ends[at] = (random.random() % 50) as u32;
+                }
+                1 => column.data.push(1),
+                2 => drop(column.data.pop()),
+                3 => drop(column.ends.pop()),
+                4 => column.validity = Some(vec![random.random() as u8; at % 6]),
+                _ => {}
+            }
+            let valid = is_valid(&column, n);
+            assert_eq!(
+                into_binary(column.clone(), n, LIMIT).is_ok(),
+                valid,
+                "seed {seed}: {column:?}"
+            );
+            taken += u32::from(valid);
+        }
+        assert!((500..4_000).contains(&taken), "{taken} of 5000: too few or too many are valid");
+    }
+
+    #[test]
+    fn sources_are_in_range_and_never_fall() {
+        for good in [&[][..], &[0], &[0, 0, 2], &[2]] {
+            assert_eq!(check_sources(good, 3), Ok(()));
+        }
+        for bad in [&[3][..], &[1, 0], &[0, 2, 1], &[u32::MAX]] {
+            assert!(check_sources(bad, 3).is_err(), "{bad:?}");
+        }
+        assert!(check_sources(&[0], 0).is_err());
+    }
+}

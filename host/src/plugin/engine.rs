@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, Store};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, Store, Trap};
 
 use super::cache::Cache;
 use super::call::CallError;
 use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
 use super::description::{Description, DescriptionError};
 use super::imports::{CallScope, HostState, Imports};
-use super::instance::{Guest, Instance, arm, new_store};
+use super::instance::{Guest, Instance, arm, call_error, new_store};
 use super::limits::Limits;
 use crate::types::Digest;
 
@@ -210,7 +210,14 @@ impl WorldPre {
             Self::Column(pre) => pre.instantiate(&mut *store).map(Guest::Column),
             Self::Record(pre) => pre.instantiate(&mut *store).map(Guest::Record),
         };
-        guest.map_err(|error| super::instance::call_error(error, store.data()))
+        guest.map_err(|error| {
+            // What is neither a trap nor a limit is the machine's: no memory to map, say.
+            if error.is::<CallError>() || error.is::<Trap>() {
+                call_error(error, store.data())
+            } else {
+                CallError::Host(format!("no instance: {error:#}").into())
+            }
+        })
     }
 }
 

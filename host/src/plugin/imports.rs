@@ -23,6 +23,8 @@ const FUEL_PER_HOST_CALL: u64 = 500;
 const FUEL_PER_KEY: u64 = 100;
 /// Bytes that a host call moves for a unit of fuel.
 const BYTES_PER_FUEL: u64 = 4;
+/// Bytes of one column that state gives, so that an Arrow array's offsets can hold one value more.
+const MAX_COLUMN_BYTES: u32 = 1 << 30;
 
 type Result<T> = wasmtime::Result<T>;
 
@@ -48,7 +50,16 @@ impl MemoryMeter {
 }
 
 impl ResourceLimiter for MemoryMeter {
-    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> Result<bool> {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool> {
+        // The module's own maximum: `memory.grow` gives -1, on every machine.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
         let used = self.used_bytes.saturating_add((desired - current) as u64);
         if used > self.limit_bytes {
             let error = CallError::limit("bytes of memory", "memory_bytes", self.limit_bytes);
@@ -56,6 +67,15 @@ impl ResourceLimiter for MemoryMeter {
         }
         self.used_bytes = used;
         Ok(true)
+    }
+
+    /// A machine out of memory must not look to the guest like a limit: what it would do then is no
+    /// record's fault and differs from machine to machine.
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> Result<()> {
+        match error.downcast_ref::<std::io::Error>() {
+            Some(_) => refuse(CallError::Host(format!("no memory for a guest: {error}").into())),
+            None => Ok(()),
+        }
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
@@ -241,6 +261,12 @@ fn bytes_of(column: &BytesColumnResult) -> u64 {
     column.data.len() as u64
 }
 
+/// What headers take, their positions included: empty ones are not free.
+fn header_bytes(headers: &HeaderColumn) -> u64 {
+    let positions = headers.ends.len() + headers.names.ends.len() + headers.values.ends.len();
+    bytes_of(&headers.names) + bytes_of(&headers.values) + 4 * positions as u64
+}
+
 fn keys_of(column: &BytesColumnResult) -> u64 {
     column.ends.len().saturating_sub(1) as u64
 }
@@ -252,8 +278,7 @@ impl rows::Host for HostState {}
 impl headers::Host for HostState {
     fn get(&mut self) -> Result<Option<HeaderColumn>> {
         let column = self.call.headers_in.as_ref().map(headers_to_result);
-        let bytes = |c: &HeaderColumn| bytes_of(&c.names) + bytes_of(&c.values);
-        self.charge(0, column.as_ref().map_or(0, bytes))?;
+        self.charge(0, column.as_ref().map_or(0, header_bytes))?;
         Ok(column)
     }
 
@@ -262,7 +287,7 @@ impl headers::Host for HostState {
         output: String,
         headers: HeaderColumn,
     ) -> Result<std::result::Result<(), String>> {
-        self.charge(0, bytes_of(&headers.names) + bytes_of(&headers.values))?;
+        self.charge(0, header_bytes(&headers))?;
         if !self.call.sets_headers {
             let what = "only process of the columnar world may call it; \
                         the record world gives headers with each record";
@@ -299,13 +324,21 @@ impl state::Host for HostState {
             Ok(keys) => keys,
             Err(error) => return broken(NAME, format_args!("the keys: {error}")),
         };
-        let values = self.access(NAME, store)?.get_many(store, &keys).map_err(host_failed)?;
-        if values.len() != keys.len() {
-            let text = format!("{} values came for {} keys", values.len(), keys.len());
-            return Err(host_failed(text.into()));
-        }
+        let left = self.limits.state_bytes_per_call.saturating_sub(self.call.state_bytes);
+        let left = u32::try_from(left).unwrap_or(u32::MAX).min(MAX_COLUMN_BYTES);
+        let state = self.access(NAME, store)?;
+        let values = state.get_many(store, &keys, left).map_err(host_failed)?;
+        let (asked, found) = (keys.len(), values.len());
         let values = to_result(&values);
         self.charge_state(0, bytes_of(&values))?;
+        if found != asked {
+            return if bytes_of(&values) > u64::from(left) {
+                let limit = self.limits.state_bytes_per_call;
+                refuse(CallError::limit("bytes of state", "state_bytes_per_call", limit))
+            } else {
+                Err(host_failed(format!("{found} values came for {asked} keys").into()))
+            };
+        }
         Ok(values)
     }
 

@@ -54,6 +54,15 @@ pub struct Instance {
     failed: bool,
 }
 
+/// Workers share a plugin, and each moves its instances as it likes.
+const _: () = {
+    const fn moves<T: Send>() {}
+    const fn is_shared<T: Send + Sync>() {}
+    moves::<Instance>();
+    is_shared::<super::engine::Plugin>();
+    is_shared::<super::engine::Runtime>();
+};
+
 impl Instance {
     pub(super) fn new(store: Store<HostState>, guest: Guest) -> Self {
         Self { store, guest, failed: false }

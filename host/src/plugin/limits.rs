@@ -14,11 +14,12 @@ pub struct Limits {
     /// Linear memory of an instance in bytes, all its memories together. 256 MiB: Python and
     /// JavaScript guests need tens of megabytes before the first record.
     pub memory_bytes: u64,
-    /// Fuel of one call, about one unit an instruction, host calls included. 2e9 is about a second of
-    /// work: a thousand times what a batch of 4,096 records usually takes, and short enough that the
-    /// dozen failures of a halving end within seconds.
+    /// Fuel of one call, about one unit an instruction, host calls included. 1e9 is one to two seconds
+    /// of work: hundreds of times what a batch of 4,096 records usually takes, and short enough that
+    /// the dozen failures of a halving end within seconds. A batch that honestly needs more is halved
+    /// and goes through.
     pub fuel_per_call: u64,
-    /// Fuel for instantiation, `init` and `describe`, each. 2e10: interpreters set themselves up here.
+    /// Fuel for instantiation, `init` and `describe`, each. 5e9: interpreters set themselves up here.
     pub fuel_per_start: u64,
     /// Wall time of one call in milliseconds, the last resort: it stops the task and never blames a
     /// record. 60 s is far beyond what `fuel_per_call` allows, even on a busy machine.
@@ -56,8 +57,8 @@ impl Default for Limits {
         const MIB: u64 = 1 << 20;
         Self {
             memory_bytes: 256 * MIB,
-            fuel_per_call: 2_000_000_000,
-            fuel_per_start: 20_000_000_000,
+            fuel_per_call: 1_000_000_000,
+            fuel_per_start: 5_000_000_000,
             deadline_ms: 60_000,
             output_bytes_per_call: 64 * MIB,
             output_records_per_call: MIB,
@@ -76,6 +77,35 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Checks that the budgets make sense together. The error names the limit and its range.
+    pub fn check(&self) -> Result<(), String> {
+        const GIB: u64 = 1 << 30;
+        let ranges = [
+            ("memory_bytes", self.memory_bytes, 1 << 20, 4 * GIB),
+            ("fuel_per_call", self.fuel_per_call, 1_000_000, 1 << 50),
+            ("fuel_per_start", self.fuel_per_start, 1_000_000, 1 << 50),
+            ("deadline_ms", self.deadline_ms, 100, 3_600_000),
+            ("output_bytes_per_call", self.output_bytes_per_call, 1 << 10, GIB),
+            ("output_records_per_call", self.output_records_per_call, 1, 1 << 24),
+            ("key_bytes", self.key_bytes, 16, 1 << 20),
+            ("value_bytes", self.value_bytes, 16, GIB / 2),
+            ("host_calls_per_call", self.host_calls_per_call, 1, 1 << 32),
+            ("state_keys_per_call", self.state_keys_per_call, 1, 1 << 32),
+            ("state_bytes_per_call", self.state_bytes_per_call, 1 << 10, GIB),
+            ("scan_bytes_per_call", self.scan_bytes_per_call, 1 << 10, GIB),
+            ("scan_page_bytes", self.scan_page_bytes.into(), 1 << 10, GIB / 4),
+            ("scan_page_entries", self.scan_page_entries.into(), 1, 1 << 20),
+            ("log_bytes_per_call", self.log_bytes_per_call, 0, 64 << 20),
+            ("metrics_per_call", self.metrics_per_call, 0, 10_000),
+        ];
+        match ranges.iter().find(|(_, value, least, most)| value < least || value > most) {
+            None => Ok(()),
+            Some((name, value, least, most)) => {
+                Err(format!("limit {name} is {value}, it must be between {least} and {most}"))
+            }
+        }
+    }
+
     /// The budgets under which a single record is judged: twice those of an ordinary call, so that a
     /// record is never condemned for what a fresh instance costs. Sizes of one key or value and the
     /// shape of a scan's pages stay: results depend on them.
@@ -109,6 +139,13 @@ mod tests {
         assert_eq!(twice.log_bytes_per_call, once.log_bytes_per_call);
         assert_eq!(twice.scan_page_entries, once.scan_page_entries);
         assert_eq!(twice.value_bytes, once.value_bytes);
+    }
+
+    #[test]
+    fn limits_out_of_range_are_named() {
+        assert_eq!(Limits::default().check(), Ok(()));
+        let limits = Limits { value_bytes: 1 << 40, ..Limits::default() };
+        assert!(limits.check().unwrap_err().starts_with("limit value_bytes is 1099511627776"));
     }
 
     #[test]

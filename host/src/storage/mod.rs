@@ -7,6 +7,7 @@
 //! (sled itself does so too, on its own).
 
 mod arrow_file;
+mod crash;
 mod frame;
 mod fs;
 mod machine;
@@ -15,6 +16,7 @@ mod store;
 pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, TEMPORARY_SUFFIX,
 };
+pub use crash::crash_point;
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use machine::available_memory_bytes;
 pub use store::{Error, Storage, WriteBatch};

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::Environment;
 use crate::log::{Commit, Guard};
 use crate::state::{Changes, StoreSet, checkpoint};
+use crate::storage::crash_point;
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
 
 /// Where a task's newest checkpoint is.
@@ -150,6 +151,7 @@ impl StateOf {
             entries: written.entries,
             size_bytes: written.size_bytes,
         };
+        crash_point("checkpoint-written");
         let value = serde_json::to_vec(&manifest).map_err(|e| e.to_string())?;
         let commit = Commit {
             guards: vec![Guard { key: self.key(), expected: newest.map(|(_, bytes)| bytes) }],
@@ -158,6 +160,7 @@ impl StateOf {
             ..Commit::default()
         };
         let committed = env.log.commit_blocking(commit);
+        crash_point("checkpoint-recorded");
         // Whichever of the two is not the newest now is of no more use.
         let useless = if committed.is_ok() { base } else { Some(path) };
         if let Some(path) = useless {

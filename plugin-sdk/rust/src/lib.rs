@@ -54,6 +54,8 @@ mod plugin;
 mod setup;
 mod store;
 mod store_cache;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
 
 pub use batch::{Batch, HeaderIter, Random, Record};
 pub use column::Column;

@@ -170,6 +170,8 @@ impl StoreCache {
     pub(crate) fn undo_record(&mut self) {
         while let Some(Undo { slot, value, dirty }) = self.undo.pop() {
             let entry = &mut self.entries[slot];
+            self.size_bytes += value.size_bytes();
+            self.size_bytes = self.size_bytes.saturating_sub(entry.value.size_bytes());
             entry.value = value;
             entry.dirty = dirty || self.flushed_in_record;
             if entry.dirty {
@@ -278,9 +280,8 @@ impl StoreCache {
     /// Gives changes to the host in the middle of a record. What the record overwrote unread must be
     /// read first, or it could not be undone.
     fn flush_in_record(&mut self, number: u32) {
-        let mut unread: Vec<usize> =
+        let unread: Vec<usize> =
             (0..self.undo.len()).filter(|&i| self.undo[i].value == Known::Nothing).collect();
-        unread.dedup_by_key(|i| self.undo[*i].slot);
         if !unread.is_empty() {
             let slots: Vec<usize> = unread.iter().map(|&i| self.undo[i].slot).collect();
             let values = self.host.get_many(number, &self.keys_of(&slots));

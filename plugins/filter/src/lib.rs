@@ -60,3 +60,43 @@ impl Plugin for Filter {
 }
 
 plugin!(Filter);
+
+#[cfg(test)]
+mod tests {
+    use anabranch_plugin::testing::{TestDriver, assert_cut_independent, record};
+
+    use super::*;
+
+    #[test]
+    fn records_within_bounds_are_kept() {
+        let records: Vec<_> =
+            (0..100).map(|n| record(None, json!({"n": n, "text": "7"})).at(n)).collect();
+        let config = json!({"field": "n", "min": 10, "max": 12.5});
+        let outcome = assert_cut_independent::<Filter>(&config, &records, 1);
+        let kept: Vec<_> = outcome.outputs["kept"].iter().map(|r| r.timestamp).collect();
+        assert_eq!(kept, [10, 11, 12]);
+        for field in ["text", "missing"] {
+            let outcome = assert_cut_independent::<Filter>(&json!({"field": field}), &records, 1);
+            assert_eq!(outcome.outputs.len(), 0, "{field}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        let mut driver = TestDriver::<Filter>::new(json!({"field": "n"})).unwrap();
+        driver.send_all([
+            record(None, "nonsense"),
+            record(None, json!({"n": 1})),
+            record(None, None),
+        ]);
+        let refused: Vec<_> = driver.rejections().iter().map(|r| r.offset).collect();
+        assert_eq!((driver.outputs("kept").len(), refused), (1, vec![0, 2]));
+    }
+
+    #[test]
+    fn an_unknown_setting_is_an_error() {
+        let error = TestDriver::<Filter>::new(json!({"field": "n", "mim": 1})).err();
+        let error = error.map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("unknown field `mim`"), "{error}");
+    }
+}

@@ -2,5 +2,10 @@
 //!
 //! **Invariant:** a guest that is not built fails the test and names the command; nothing is skipped.
 
+mod admission;
+mod examples;
+mod limits;
+mod measure;
 mod results;
+mod state;
 mod support;

@@ -86,10 +86,24 @@ impl MemoryState {
 }
 
 impl StateAccess for MemoryState {
-    fn get_many(&mut self, store: u32, keys: &BinaryArray) -> Result<BinaryArray, AccessError> {
+    fn get_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        limit_bytes: u32,
+    ) -> Result<BinaryArray, AccessError> {
         self.check()?;
         let store = self.stores.entry(store).or_default();
-        Ok(keys.iter().map(|key| store.get(key.unwrap()).map(Vec::as_slice)).collect())
+        let (mut values, mut bytes) = (Vec::new(), 0);
+        for key in keys {
+            if bytes > limit_bytes as usize {
+                break;
+            }
+            let value = store.get(key.unwrap()).map(Vec::as_slice);
+            bytes += value.map_or(0, <[u8]>::len);
+            values.push(value);
+        }
+        Ok(values.into_iter().collect())
     }
 
     fn put_many(

@@ -75,3 +75,53 @@ impl Plugin for FlightDelays {
 }
 
 plugin!(FlightDelays, name = "flights-delays");
+
+#[cfg(test)]
+mod tests {
+    use anabranch_plugin::testing::{
+        SentRecord, TestDriver, TestRecord, assert_cut_independent, record,
+    };
+    use serde_json::json;
+
+    use super::*;
+
+    fn flight(carrier: &str, dep_delay: Option<i64>) -> TestRecord {
+        record(carrier, json!({"carrier": carrier, "dep_delay": dep_delay, "origin": "EWR"}))
+    }
+
+    fn row(sent: &SentRecord) -> (i64, i64, Option<f64>, Option<f64>) {
+        let row: Row = sent.json().unwrap();
+        (row.flights, row.cancelled, row.mean_delay_minutes, row.late_share)
+    }
+
+    #[test]
+    fn a_flight_that_never_left_is_on_time() {
+        let mut driver = TestDriver::<FlightDelays>::new(json!({})).unwrap();
+        driver.send_all([
+            flight("AA", Some(25)),
+            flight("UA", None),
+            flight("AA", None),
+            flight("AA", Some(15)),
+        ]);
+        let rows = driver.outputs("delays");
+        let keys: Vec<_> = rows.iter().map(|r| r.key_str().unwrap()).collect();
+        assert_eq!(keys, ["AA", "UA", "AA", "AA"]);
+        assert_eq!(row(&rows[0]), (1, 0, Some(25.0), Some(1.0)));
+        assert_eq!(row(&rows[1]), (1, 0, Some(0.0), Some(0.0)));
+        assert_eq!(row(&rows[3]), (3, 0, Some(40.0 / 3.0), Some(1.0 / 3.0)));
+        assert_eq!(driver.store::<String, Json<Sums>>("delays").len(), 2);
+    }
+
+    #[test]
+    fn cuts_change_nothing_and_nonsense_is_refused() {
+        let mut records: Vec<_> = (0..200)
+            .map(|i| flight(["AA", "B6", "UA"][i % 3], (i % 7 > 0).then_some(i as i64 % 40 - 10)))
+            .collect();
+        records.insert(100, record("AA", "nonsense"));
+        records.insert(50, record("AA", None));
+        let outcome = assert_cut_independent::<FlightDelays>(&json!({}), &records, 1);
+        assert_eq!(outcome.outputs["delays"].len(), 200);
+        let refused: Vec<_> = outcome.rejections.iter().map(|r| r.offset).collect();
+        assert_eq!(refused, [50, 101]);
+    }
+}

@@ -1,0 +1,111 @@
+//! Moves durable records from the head into segment files, and removes what the head no longer needs.
+//!
+//! **Invariant:** a key of the head goes only after the commit that made it superfluous is durable, and
+//! removing it twice or not at all changes nothing. Only durable records are sealed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::committer::{Done, Request};
+use super::handle::Shared;
+use super::keys;
+use super::partition::{Partition, Run};
+use super::segment::SegmentFile;
+use crate::storage::WriteBatch;
+
+/// Keys removed in one batch: a batch holds sled's lock while it is applied.
+const REMOVE_KEYS: usize = 128;
+
+/// Work for the sealer.
+pub(super) enum Task {
+    /// The head may be over its budget.
+    Check,
+    /// Keys that a commit made superfluous.
+    Remove(Vec<Vec<u8>>),
+    /// End.
+    Stop,
+}
+
+/// The body of the sealer thread.
+pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, seals: &Sender<Request>) {
+    while let Ok(task) = tasks.recv() {
+        match task {
+            Task::Check => {
+                shared.check_waits.store(false, Ordering::SeqCst);
+                while shared.head_bytes() > shared.config.head_bytes / 2
+                    && !shared.closing.load(Ordering::SeqCst)
+                    && seal_largest(shared, seals)
+                {}
+            }
+            Task::Remove(keys) => remove(shared, &keys),
+            Task::Stop => return,
+        }
+    }
+}
+
+/// Seals one file of the partition with the largest head; false if there is nothing to gain.
+fn seal_largest(shared: &Arc<Shared>, seals: &Sender<Request>) -> bool {
+    let all: Vec<Arc<Partition>> = shared.registry.read().values().cloned().collect();
+    let sized = all.into_iter().map(|p| (p.tail_bytes(), p));
+    let Some((bytes, partition)) = sized.max_by_key(|(bytes, _)| *bytes) else { return false };
+    let runs = partition.sealable(shared.config.segment_bytes);
+    let Some(first) = runs.first().filter(|_| bytes > 0) else { return false };
+    let (log, id) = (partition.log(), partition.id());
+    let sources = runs.iter().any(|run| run.records.sources.is_some());
+    let written = (|| {
+        let mut file = SegmentFile::create(shared.segment_place(log, id, sources), first.first)?;
+        for run in &runs {
+            file.append(run.first, &run.records, run.append_ms)?;
+        }
+        file.finish()
+    })();
+    let segment = match written {
+        Ok(segment) => Arc::new(segment),
+        Err(e) => {
+            tracing::error!("cannot seal log {log}/{id}: {e}; its records stay in the head");
+            return false;
+        }
+    };
+    let (answer, outcome) = crossbeam_channel::bounded(1);
+    let done = Done::new(move |result| {
+        let _ = answer.send(result);
+    });
+    if seals.send(Request::Seal(log, id, segment, done)).is_err() {
+        return false;
+    }
+    match outcome.recv() {
+        Ok(Ok(_)) => {
+            remove(shared, &head_keys(&partition, &runs));
+            true
+        }
+        Ok(Err(e)) => {
+            tracing::info!("segment of log {log}/{id} was not taken: {e}");
+            false
+        }
+        Err(_) => false,
+    }
+}
+
+/// The keys under which runs lie in the head.
+pub(super) fn head_keys<'a>(
+    partition: &Partition,
+    runs: impl IntoIterator<Item = &'a Run>,
+) -> Vec<Vec<u8>> {
+    let key = |run: &Run| keys::head(partition.log(), partition.id(), run.first);
+    runs.into_iter().map(key).collect()
+}
+
+fn remove(shared: &Shared, keys: &[Vec<u8>]) {
+    for chunk in keys.chunks(REMOVE_KEYS) {
+        let mut batch = WriteBatch::default();
+        for key in chunk {
+            batch.delete(key.as_slice());
+        }
+        if let Err(e) = shared.storage.apply(batch) {
+            tracing::error!("cannot remove sealed records from the head: {e}");
+            return;
+        }
+    }
+}
