@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-
 /// A host that serves.
 pub struct Host {
     child: Child,
