@@ -116,6 +116,9 @@ struct Line<'a> {
     _offset: IgnoredAny,
 }
 
+/// A header as columns take it.
+type NamedHeader = (String, Option<Vec<u8>>);
+
 /// A header's value: text, nothing, or bytes.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "a header's value is a string, null or {\"$bytes\": \"<base64>\"}")]
@@ -264,10 +267,7 @@ impl Decoder {
         within("value", value, self.limits.value_bytes)
     }
 
-    fn headers(
-        &self,
-        given: Vec<(Cow<'_, str>, HeaderValue)>,
-    ) -> Result<Vec<(String, Option<Vec<u8>>)>, Wrong> {
+    fn headers(&self, given: Vec<(Cow<'_, str>, HeaderValue)>) -> Result<Vec<NamedHeader>, Wrong> {
         let mut headers = Vec::with_capacity(given.len());
         let mut size = 0;
         for (name, value) in given {
