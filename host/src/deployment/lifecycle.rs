@@ -369,8 +369,13 @@ impl Registry {
                 let Some(partition) = topic.partition(id) else { continue };
                 let end = partition.end_offset();
                 let to = bound.as_ref().map_or(end, |b| b[i]);
-                let count = partition.count_between(start[i], to);
-                let all = partition.count_between(partition.start_offset(), end).max(1);
+                let count = |from, to| {
+                    partition
+                        .count_between(from, to)
+                        .map_err(|e| Error::new(Kind::Internal, "cannot_read", e.to_string()))
+                };
+                let all = count(partition.start_offset(), end)?.max(1);
+                let count = count(start[i], to)?;
                 records += count;
                 input_bytes += (partition.size_bytes() as f64 * count as f64 / all as f64) as u64;
             }

@@ -171,7 +171,11 @@ impl Registry {
             storage,
             Arc::clone(&file_system),
             Arc::clone(&clock),
-            LogConfig::from_config(config),
+            LogConfig {
+                head_bytes: config.storage.head_bytes,
+                segment_bytes: config.segments.target_bytes,
+                min_free_bytes: config.storage.min_free_bytes,
+            },
         )
         .map_err(|e| Error::new(Kind::Internal, "cannot_open", e.to_string()))?;
         let machine = |e: std::io::Error| {
@@ -648,7 +652,7 @@ fn topic_status(topic: &Arc<Topic>) -> TopicStatus {
                     partition: p.id().0,
                     log_start_offset: start.0,
                     end_offset: end.0,
-                    records: p.count_between(start, end),
+                    records: p.count_between(start, end).unwrap_or_default(),
                     size_bytes: p.size_bytes(),
                 }
             })

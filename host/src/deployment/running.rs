@@ -88,7 +88,7 @@ impl RunningGeneration {
         for partition in 0..record.tasks {
             cursors.push(read_cursor(log, record, generation, PartitionId(partition))?);
         }
-        let files = false && !cursors.iter().flatten().any(|(cursor, _)| cursor.head);
+        let files = !cursors.iter().flatten().any(|(cursor, _)| cursor.head);
         let mode = CommitMode::new(files, cursors.len());
         let (mut tasks, mut wakes) = (Vec::new(), Vec::new());
         for (partition, stored) in cursors.into_iter().enumerate() {
@@ -172,7 +172,8 @@ impl RunningGeneration {
             let left = inputs.filter_map(|(i, (topic, position))| {
                 let partition = topic.partition(task.partition)?;
                 let to = bound.as_ref().map_or_else(|| partition.end_offset(), |b| b[i]);
-                Some(partition.count_between(position, to))
+                // A position whose mount is gone has nothing left that could be counted.
+                Some(partition.count_between(position, to).unwrap_or_default())
             });
             left.sum::<u64>()
         });

@@ -255,6 +255,11 @@ impl Log {
         self.shared().storage.scan(prefix, see)
     }
 
+    /// Why storage has stopped taking writes; `None` while it takes them.
+    pub fn failure(&self) -> Option<String> {
+        self.shared().storage.failure()
+    }
+
     /// Bytes of records in the head, not yet in a segment.
     pub fn head_bytes(&self) -> u64 {
         self.shared().head_bytes()

@@ -15,6 +15,7 @@ mod committer;
 mod direct;
 mod handle;
 mod keys;
+mod measure;
 mod partition;
 mod reader;
 mod recovery;

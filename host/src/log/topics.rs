@@ -225,7 +225,7 @@ impl Topic {
         self.signal.subscribe(Arc::from(listener))
     }
 
-    fn physical(&self, mount: &Mount, id: PartitionId) -> Option<Arc<Partition>> {
+    pub(super) fn physical(&self, mount: &Mount, id: PartitionId) -> Option<Arc<Partition>> {
         self.registry.read().get(&(mount.log, id)).cloned()
     }
 }

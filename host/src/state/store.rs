@@ -277,17 +277,30 @@ impl Overlay {
         Self { stores: (0..stores).map(|_| HashMap::new()).collect() }
     }
 
-    /// The value of each key, null where there is none, through these changes.
-    pub fn get_many(&self, base: &StoreSet, store: usize, keys: &BinaryArray) -> BinaryArray {
+    /// The value of each key, null where there is none, through these changes. Stops after the value
+    /// that brings their bytes beyond `limit_bytes`: fewer values than keys mean that it was reached.
+    pub fn get_many(
+        &self,
+        base: &StoreSet,
+        store: usize,
+        keys: &BinaryArray,
+        limit_bytes: usize,
+    ) -> BinaryArray {
         let (changes, entries) = (&self.stores[store], &base.stores[store].entries);
         let mut values = BinaryBuilder::with_capacity(keys.len(), keys.len() * 16);
+        let mut bytes = 0;
         for i in 0..keys.len() {
             let key = keys.value(i);
             let changed = if changes.is_empty() { None } else { changes.get(key) };
-            values.append_option(match changed {
+            let value = match changed {
                 Some(change) => change.as_deref(),
                 None => entries.get(key).map(AsRef::as_ref),
-            });
+            };
+            values.append_option(value);
+            bytes += value.map_or(0, <[u8]>::len);
+            if bytes > limit_bytes {
+                break;
+            }
         }
         values.finish()
     }
@@ -349,7 +362,8 @@ mod tests {
         let mut failed = Overlay::new(1);
         failed.put_many(0, &column(&["a"]), &column(&["9"]));
         failed.delete_many(0, &column(&["b"]));
-        let seen = failed.get_many(&stores, 0, &column(&["a", "b", "c"]));
+        let seen = failed.get_many(&stores, 0, &column(&["a", "b", "c"]), 100);
+        assert_eq!(failed.get_many(&stores, 0, &column(&["a", "b"]), 0).len(), 1);
         assert_eq!(seen.iter().collect::<Vec<_>>(), [Some(&b"9"[..]), None, None]);
         drop(failed);
         assert_eq!((stores.get(0, b"a"), stores.get(0, b"b")), (Some(&b"1"[..]), Some(&b"2"[..])));

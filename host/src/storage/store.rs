@@ -285,6 +285,11 @@ impl Storage {
         self.high_water.lock().sync().map_err(Error::io("sync", &path))
     }
 
+    /// Why the storage has stopped for good; `None` while it takes writes.
+    pub fn failure(&self) -> Option<String> {
+        self.stopped.lock().clone()
+    }
+
     fn check_running(&self) -> Result<(), Error> {
         match &*self.stopped.lock() {
             Some(reason) => Err(Error::Stopped { reason: reason.clone() }),

@@ -158,9 +158,15 @@ struct CallState {
 }
 
 impl StateAccess for CallState {
-    fn get_many(&mut self, store: u32, keys: &BinaryArray) -> Result<BinaryArray, AccessError> {
+    fn get_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        limit_bytes: u32,
+    ) -> Result<BinaryArray, AccessError> {
         let working = self.shared.working.read();
-        Ok(self.overlay.lock().get_many(&working.stores, store as usize, keys))
+        let (store, limit) = (store as usize, limit_bytes as usize);
+        Ok(self.overlay.lock().get_many(&working.stores, store, keys, limit))
     }
 
     fn put_many(

@@ -17,7 +17,7 @@ use super::{
     Cursor, Environment, OutputSpec, Poison, Role, RunState, Step, Stepped, TaskShared, TaskSpec,
     cursor_key,
 };
-use crate::log::{Append, Commit, Guard, LogKind};
+use crate::log::{Append, Commit, Guard, SegmentWriter};
 use crate::plugin::Input;
 use crate::storage::crash_point;
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
@@ -283,7 +283,8 @@ impl Task {
         let Some(running) = &self.running else { return true };
         let inputs = self.spec.inputs.iter().zip(running.source.positions().into_iter().zip(to));
         let left = inputs.map(|(topic, (position, to))| {
-            topic.partition(self.spec.partition).map_or(0, |p| p.count_between(position, to))
+            let partition = topic.partition(self.spec.partition);
+            partition.map_or(0, |p| p.count_between(position, to).unwrap_or_default())
         });
         left.sum::<u64>() < NEAR_END_RECORDS
     }
@@ -427,11 +428,11 @@ struct Parts {
 
 impl Parts {
     /// The log of an output slot: declared outputs, then dead letters, then the changelog.
-    fn log_of(spec: &TaskSpec, slot: usize) -> Option<(LogId, LogKind)> {
+    fn log_of(spec: &TaskSpec, slot: usize) -> Option<LogId> {
         match (spec.outputs.get(slot), spec.poison) {
-            (Some(OutputSpec { log, .. }), _) => log.map(|log| (log, LogKind::Outputs)),
-            (None, _) if slot == usize::MAX => Some((spec.changelog, LogKind::Changelog)),
-            (None, Poison::DeadLetter(output)) => output.log.map(|log| (log, LogKind::Outputs)),
+            (Some(OutputSpec { log, .. }), _) => *log,
+            (None, _) if slot == usize::MAX => Some(spec.changelog),
+            (None, Poison::DeadLetter(output)) => output.log,
             (None, _) => None,
         }
     }
@@ -439,7 +440,7 @@ impl Parts {
     fn through_head(mut self, env: &Environment, done: Done) {
         crash_point("task-commit");
         for ((slot, partition), chunks) in self.lanes {
-            let Some((log, _)) = Self::log_of(&self.spec, slot) else { continue };
+            let Some(log) = Self::log_of(&self.spec, slot) else { continue };
             for records in join_up_to(chunks, APPEND_BYTES) {
                 self.commit.appends.push(Append {
                     log,
@@ -476,9 +477,14 @@ impl Parts {
     /// Writes each lane to a file of its own and names them in the commit.
     fn write(mut self, env: &Environment) -> Result<Commit, String> {
         for ((slot, partition), chunks) in self.lanes {
-            let Some((log, _)) = Self::log_of(&self.spec, slot) else { continue };
+            let Some(log) = Self::log_of(&self.spec, slot) else { continue };
             let count: u64 = chunks.iter().map(|c| c.len() as u64).sum();
-            let _ = (count, env, log, partition);
+            let reserved = env.log.reserve(log, PartitionId(partition), count);
+            let mut writer = SegmentWriter::new(reserved.map_err(|e| e.to_string())?);
+            for records in &chunks {
+                writer.append(records).map_err(|e| e.to_string())?;
+            }
+            self.commit.segments.extend(writer.finish().map_err(|e| e.to_string())?);
         }
         Ok(self.commit)
     }
