@@ -1,3 +1,5 @@
 //! Soon.
 /// Soon.
-pub fn run() -> anyhow::Result<()> { Ok(()) }
+pub fn run() -> anyhow::Result<()> {
+    Ok(())
+}
