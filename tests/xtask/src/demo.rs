@@ -1,0 +1,3 @@
+//! Soon.
+/// Soon.
+pub fn run() -> anyhow::Result<()> { Ok(()) }

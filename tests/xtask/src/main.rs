@@ -1,0 +1,42 @@
+//! `cargo xtask`: builds the guests and runs the two commands of the README.
+//!
+//! **Invariant:** nothing here is part of the host: it drives cargo and the `anabranch` binary as a
+//! user would, and depends on no crate of this workspace.
+
+mod check;
+mod demo;
+mod guests;
+mod steps;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Usage: cargo xtask COMMAND
+
+  demo     build host and plugins; stream January's flights; swap the plugin while they stream
+  test     format, lints, documentation, guests, and all tests
+  guests   build the plugins and fixtures that the tests and the demo load";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["demo"] => demo::run(),
+        ["test"] => check::run(),
+        ["guests"] => guests::build().map(drop),
+        ["help" | "--help" | "-h"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nxtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
