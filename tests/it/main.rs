@@ -1,5 +1,10 @@
 //! The whole host, with real components: each module tests one promise.
 
+mod bad_input;
+mod crash;
 mod floors;
+mod host;
 mod properties;
+mod serving;
 mod support;
+mod swap;

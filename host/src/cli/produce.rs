@@ -21,6 +21,9 @@ use crate::deployment::{Produced, TopicStatus};
 
 /// With `--rate`, how many requests a second records are spread over.
 const PACES: u64 = 20;
+/// The bar where all sizes are known, and where they are not.
+const SIZED: &str = "{wide_bar} {percent:>3} %  {msg}, {eta} left";
+const UNSIZED: &str = "{spinner} {msg}";
 
 /// Runs the command.
 pub fn run(context: &Context, args: &Produce) -> Result<(), Error> {
@@ -156,20 +159,24 @@ fn progress_bar(sources: &[Option<PathBuf>], json: bool) -> ProgressBar {
     }
     let length = |path: &Option<PathBuf>| {
         let data = std::fs::metadata(path.as_ref()?).ok()?;
-        data.is_file().then(|| data.len())
+        data.is_file().then_some(data.len())
     };
     let total: Option<u64> = sources.iter().map(length).sum();
-    let template = match total {
-        Some(_) => "{wide_bar} {percent:>3} %  {msg}, {eta} left",
-        None => "{spinner} {msg}",
-    };
+    let template = if total.is_some() { SIZED } else { UNSIZED };
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
-    bar.with_style(ProgressStyle::with_template(template).expect("both templates are constants"))
+    bar.with_style(ProgressStyle::with_template(template).expect("a test parses both templates"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bars_can_be_drawn() {
+        for template in [SIZED, UNSIZED] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+    }
 
     #[test]
     fn lines_become_values() {

@@ -13,6 +13,8 @@ use crate::deployment::{DeploymentStatus, GenerationStatus, Phase};
 
 /// Between two looks at the host while something is awaited.
 const POLL: Duration = Duration::from_millis(200);
+/// The bar of a replay.
+const BAR: &str = "{prefix} {wide_bar} {percent:>3} %  {msg}";
 
 /// `status`: once, or again and again.
 pub fn status(context: &Context, name: Option<&str>, watch: bool) -> Result<(), Error> {
@@ -178,8 +180,8 @@ impl Bar {
             false => ProgressDrawTarget::hidden(),
         };
         let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template("{prefix} {wide_bar} {percent:>3} %  {msg}");
-        bar.set_style(style.expect("the template is a constant that is tested"));
+        let style = ProgressStyle::with_template(BAR);
+        bar.set_style(style.expect("a test parses the template"));
         Self { bar }
     }
 
@@ -198,5 +200,47 @@ impl Bar {
         self.bar.finish_and_clear();
         // A bar that was never drawn leaves nothing behind.
         let _ = std::io::stderr().flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status() -> DeploymentStatus {
+        let generation = |number: u32, phase: &str, remaining: u64| {
+            json!({
+                "number": number, "phase": phase, "plugin": "sha256:0", "plugin_name": "p",
+                "plugin_version": "1.0.0", "from": "earliest", "created_at": "",
+                "failure": (phase == "failed").then_some("trap in partition 0"),
+                "progress": {"records": 1000, "remaining": remaining, "rate": 50.0, "eta_seconds": 4.0},
+                "tasks": [],
+            })
+        };
+        shaped(&json!({
+            "name": "d", "live": 1, "candidate": 2, "paused": true, "last_pause_ms": 1.25,
+            "spec": {"name": "d", "plugin": "sha256:0", "inputs": ["t"]},
+            "generations": [
+                generation(1, "live", 0), generation(2, "replaying", 200), generation(3, "failed", 7),
+            ],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_table_shows_what_runs_and_all_of_one() {
+        let table = describe(&[status()], false);
+        assert_eq!(table.lines().count(), 3, "{table}");
+        assert!(table.contains("live, paused") && table.contains("4.0 s"), "{table}");
+        let table = describe(&[status()], true);
+        assert!(table.contains("d generation 3: trap in partition 0\n"), "{table}");
+        assert!(table.ends_with("held its tasks for 1.2 ms\n"), "{table}");
+    }
+
+    #[test]
+    fn the_bar_can_be_drawn() {
+        ProgressStyle::with_template(BAR).unwrap();
     }
 }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrow_array::Array;
 use crossbeam_channel::{Receiver, Sender};
 
 use super::codec;
@@ -23,7 +24,7 @@ use super::sealer;
 use super::segment::Segment;
 use super::topics::TopicState;
 use crate::storage::WriteBatch;
-use crate::types::{LogId, Offset, PartitionId, TopicId, TopicName};
+use crate::types::{LogId, Offset, PartitionId, Records, TopicId, TopicName};
 
 /// Commits in one group, at most.
 const GROUP_COMMITS: usize = 256;
@@ -97,6 +98,7 @@ pub(super) struct Assigned {
 }
 
 /// What becomes visible after the sync.
+#[expect(clippy::large_enum_variant, reason = "nearly all effects are the large one")]
 enum Effect {
     Created(LogSpec),
     Deleted(LogId, u32),
@@ -173,13 +175,22 @@ fn finish(shared: &Shared, group: Vec<Applied>) {
     if group.is_empty() {
         return;
     }
-    if let Err(e) = shared.storage.sync() {
+    let begun = shared.clock.monotonic();
+    let synced = shared.storage.sync();
+    let sync_us = shared.clock.monotonic().saturating_sub(begun).as_micros() as u64;
+    if let Err(e) = synced {
         let error = CommitError::Stopped { reason: e.to_string() };
         for applied in group {
             applied.done.answer(Err(error.clone()));
         }
         return;
     }
+    let mut stats = shared.stats.lock();
+    stats.commits += group.len() as u64;
+    stats.groups += 1;
+    stats.sync_us += sync_us;
+    stats.longest_sync_us = stats.longest_sync_us.max(sync_us);
+    drop(stats);
     let mut touched: Vec<Arc<Partition>> = Vec::new();
     let mut answers = Vec::with_capacity(group.len());
     for applied in group {
@@ -225,7 +236,7 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
             if let Some(partition) = shared.partition(log, p) {
                 let mut state = partition.state.write();
                 state.published = state.published.max(run.next());
-                shared.head_grows(run.size_bytes);
+                shared.head_grows(run.held_bytes());
                 state.tail.push_back(run);
                 drop(state);
                 touched.push(partition);
@@ -235,7 +246,7 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
             if let Some(partition) = shared.partition(log, p) {
                 let mut state = partition.state.write();
                 let sealed = state.run_at(segment.entry.next);
-                shared.head_shrinks(state.tail.drain(..sealed).map(|run| run.size_bytes).sum());
+                shared.head_shrinks(state.tail.drain(..sealed).map(|run| run.held_bytes()).sum());
                 state.add_segment(segment);
             }
         }
@@ -275,7 +286,7 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
 /// Forgets the first `count` runs; their keys go later.
 fn drop_runs(shared: &Shared, partition: &Partition, state: &mut State, count: usize) {
     let gone: Vec<Run> = state.tail.drain(..count).collect();
-    shared.head_shrinks(gone.iter().map(|run| run.size_bytes).sum());
+    shared.head_shrinks(gone.iter().map(|run| run.held_bytes()).sum());
     shared.remove_later(sealer::head_keys(partition, &gone));
 }
 
@@ -453,8 +464,10 @@ fn stage(
         *next = Offset(first.0 + append.records.len() as u64);
         committed.appended.push((first, *next));
         if !append.records.is_empty() {
-            batch.put(keys::head(log, partition, first), codec::encode(&append.records, append_ms));
-            let run = Run::new(first, append.records, append_ms);
+            let encoded = codec::encode(&append.records, append_ms);
+            let records = compact(append.records, &encoded);
+            batch.put(keys::head(log, partition, first), encoded);
+            let run = Run::new(first, records, append_ms);
             effects.push(Effect::Appended(log, partition, run));
         }
     }
@@ -518,6 +531,16 @@ fn stage(
     }
     store_next_id(shared, catalog, &mut batch);
     (batch, committed, effects)
+}
+
+/// The same records without what their buffers hold beside them: builders leave kilobytes of room,
+/// and a slice holds all it was cut from.
+fn compact(records: Records, encoded: &[u8]) -> Records {
+    let held = records.keys.get_buffer_memory_size() + records.values.get_buffer_memory_size();
+    match held > 2 * records.size_bytes() + 512 {
+        true => codec::decode(encoded).map_or(records, |(exact, _)| exact),
+        false => records,
+    }
 }
 
 /// Ids that were given out are stored with the first commit after them, hence before any use.

@@ -88,6 +88,19 @@ pub(super) struct PartitionRecord {
     pub head_start: Offset,
 }
 
+/// What the committer has done since the log was opened: for metrics.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct LogStats {
+    /// Commits made durable.
+    pub commits: u64,
+    /// Groups of commits, each with one sync.
+    pub groups: u64,
+    /// Time spent in syncs, in microseconds.
+    pub sync_us: u64,
+    /// The longest of them, in microseconds.
+    pub longest_sync_us: u64,
+}
+
 /// What the log's threads share.
 pub(super) struct Shared {
     pub storage: Arc<Storage>,
@@ -104,6 +117,7 @@ pub(super) struct Shared {
     pub check_waits: AtomicBool,
     pub closing: AtomicBool,
     pub quarantined: Vec<PathBuf>,
+    pub stats: Mutex<LogStats>,
 }
 
 impl Shared {
@@ -260,9 +274,14 @@ impl Log {
         self.shared().storage.failure()
     }
 
-    /// Bytes of records in the head, not yet in a segment.
+    /// Bytes of memory that records in the head hold, about; they are not in a segment yet.
     pub fn head_bytes(&self) -> u64 {
         self.shared().head_bytes()
+    }
+
+    /// What the committer has done so far.
+    pub fn stats(&self) -> LogStats {
+        *self.shared().stats.lock()
     }
 
     /// Files that the manifest does not name, set aside at open.

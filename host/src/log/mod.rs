@@ -28,7 +28,7 @@ mod topics;
 
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
 pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};
-pub use handle::{Error, Log, LogConfig};
+pub use handle::{Error, Log, LogConfig, LogStats};
 pub use partition::Partition;
 pub use reader::{PartitionReader, ReadError};
 pub use signal::Subscription;

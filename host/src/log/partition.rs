@@ -20,6 +20,9 @@ use crate::types::{LogId, Offset, PartitionId, Records};
 /// All partitions that exist, by log and number.
 pub(super) type Registry = RwLock<HashMap<(LogId, PartitionId), Arc<Partition>>>;
 
+/// What a run costs in memory beside its bytes, about: arrays, their buffers, allocation.
+const RUN_BYTES: u64 = 1024;
+
 /// Records of one append, in memory.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
@@ -35,6 +38,11 @@ impl Run {
         let max_timestamp = records.timestamps.iter().copied().max().unwrap_or(i64::MIN);
         let size_bytes = records.size_bytes() as u64;
         Self { first, records, append_ms, max_timestamp, size_bytes }
+    }
+
+    /// Bytes of memory: what the budget of the head counts.
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.size_bytes + RUN_BYTES
     }
 
     pub(super) fn next(&self) -> Offset {
@@ -143,6 +151,9 @@ impl Partition {
     pub fn count_between(&self, from: Offset, to: Offset) -> Result<u64, ReadError> {
         let state = self.state.read();
         let (from, to) = (from.max(state.log_start), to.min(state.durable()));
+        if from >= to {
+            return Ok(0);
+        }
         let runs = state.tail.range(state.run_at(from)..).take_while(|run| run.first < to);
         let mut count: u64 = runs.map(|run| run.clip(from, to).1.len() as u64).sum();
         let segments = state.segments[state.segment_at(from)..].to_vec();
@@ -185,9 +196,9 @@ impl Partition {
         Ok(limit)
     }
 
-    /// Bytes of the records in the head.
+    /// Bytes of memory that the head of this partition holds.
     pub(super) fn tail_bytes(&self) -> u64 {
-        self.state.read().tail.iter().map(|run| run.size_bytes).sum()
+        self.state.read().tail.iter().map(Run::held_bytes).sum()
     }
 
     /// Durable runs from the first of the head on, up to about `max_bytes` or the next segment.

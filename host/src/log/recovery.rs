@@ -62,7 +62,7 @@ pub(super) fn recover(
     }
     let mut head_bytes = 0;
     for ((log, partition), (record, state)) in states {
-        head_bytes += state.tail.iter().map(|run| run.size_bytes).sum::<u64>();
+        head_bytes += state.tail.iter().map(Run::held_bytes).sum::<u64>();
         let assigned = Assigned { next: state.published, record };
         catalog.partitions.insert((log, partition), assigned);
         registry.write().insert((log, partition), Partition::new(log, partition, state));
@@ -85,6 +85,7 @@ pub(super) fn recover(
         check_waits: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         quarantined,
+        stats: Mutex::default(),
     })
 }
 

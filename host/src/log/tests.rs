@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::clock::ManualClock;
+use crate::clock::{ManualClock, SystemClock};
 use crate::storage::{FileSystem, OsFileSystem, Storage};
 use crate::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder, TopicId};
 
@@ -215,6 +215,11 @@ fn a_reader_reaches_the_marker_hops_and_goes_on() {
     append(&log, new, rows(103, 1));
     assert!(wakes.has_changed().unwrap(), "followers were not moved to the new log");
     assert_eq!(read(8), batch(8, 103, 1));
+    let count = |from, to| partition.count_between(Offset(from), Offset(to)).unwrap();
+    assert_eq!((count(0, 9), count(1, 3), count(5, 9), count(4, 9), count(9, 9)), (6, 2, 4, 2, 0));
+    for (time, at) in [(0, 5), (102, 7), (104, 9)] {
+        assert_eq!(partition.offset_for_time(time).unwrap(), Offset(at));
+    }
     let topics = vec![stale];
     let error = log.commit_blocking(Commit { topics, ..Commit::default() }).unwrap_err();
     assert_eq!(error, CommitError::Conflict { topic: name, current: 2 });
@@ -226,9 +231,9 @@ fn tiny() -> LogConfig {
 }
 
 fn settle(log: &Log) {
-    let start = std::time::Instant::now();
+    let clock = SystemClock::shared();
     while log.head_bytes() > 2_000 {
-        assert!(start.elapsed().as_secs() < 20, "the sealer does not come to an end");
+        assert!(clock.monotonic().as_secs() < 20, "the sealer does not come to an end");
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }
@@ -367,7 +372,7 @@ fn a_truncated_or_deleted_segment_goes_with_its_last_reader() {
 #[test]
 fn random_histories_read_as_a_list_does() {
     let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    let seed = seed.unwrap_or_else(|| SystemClock::shared().random());
     println!("ANABRANCH_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
     let dir = tempfile::tempdir().unwrap();
@@ -412,4 +417,84 @@ fn random_histories_read_as_a_list_does() {
         assert_eq!(read_all(&log, id, max), wanted, "step {step}");
         assert!(log.quarantined().is_empty(), "step {step}: {:?}", log.quarantined());
     }
+}
+
+/// The bytes of format version 1: what lies under each key, and a segment file. `ANABRANCH_BLESS=1`
+/// writes them anew, which is right only together with a new format version.
+#[test]
+fn golden_bytes_of_version_1_hold() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v1/log");
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), LogConfig::default());
+    let id = LogId(log.allocate_id());
+    let topic = TopicId(log.allocate_id());
+    let state = TopicState::plain(topic, "delays".parse().unwrap(), TopicFormat::Json, 1, id);
+    let spec = LogSpec { id, kind: LogKind::Outputs, partitions: 1, owner: "delays/g1".into() };
+    log.commit_blocking(Commit {
+        creates: vec![spec],
+        topics: vec![TopicChange::Create(state)],
+        metadata: vec![(b"c/1".to_vec(), Some(b"cursor".to_vec()))],
+        ..Commit::default()
+    })
+    .unwrap();
+    let sample = codec::tests::sample();
+    append(&log, id, sample.clone());
+    let segments = vec![direct(&log, id, 3, &sample)];
+    log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();
+    append(&log, id, Records { sources: None, ..sample.slice(0, 2) });
+    let truncates = vec![(id, P0, Offset(1))];
+    log.commit_blocking(Commit { truncates, ..Commit::default() }).unwrap();
+    let mut keys = String::new();
+    log.metadata_scan(b"", |key, value| {
+        keys += &format!("{}\n    {}\n", hex::encode(key), hex::encode(&value));
+        keys += &format!("    {} = {}\n", key.escape_ascii(), value.escape_ascii());
+    })
+    .unwrap();
+    let folder = dir.path().join("segments/1");
+    let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+    let segment = std::fs::read(file.path()).unwrap();
+    let mut reader = log.partition(id, P0).unwrap().reader();
+    let batch = reader.read(Offset(3), Offset(6), 10, 10_000).unwrap().unwrap();
+    assert_eq!(batch, Batch::contiguous(Offset(3), sample));
+    let files = [
+        ("keys.txt", keys.into_bytes()),
+        ("segment.arrow", segment),
+        ("segment.ndjson", ndjson(&batch).into_bytes()),
+    ];
+    for (name, bytes) in files {
+        let path = golden.join(name);
+        if std::env::var_os("ANABRANCH_BLESS").is_some() {
+            std::fs::create_dir_all(&golden).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let held = std::fs::read(&path).unwrap();
+        assert!(held == bytes, "{name} is not what version 1 of the format says");
+    }
+}
+
+/// What tests/pyarrow_check.py compares a segment with.
+fn ndjson(batch: &Batch) -> String {
+    let binary = |column: &arrow_array::BinaryArray, i: usize| {
+        let valid = arrow_array::Array::is_valid(column, i);
+        valid.then(|| hex::encode(column.value(i)))
+    };
+    let row = |i: usize| {
+        let records = &batch.records;
+        let headers = records.headers.iter().flat_map(|h| h.get(i));
+        let headers: Vec<_> = headers.map(|(name, value)| (name, value.map(hex::encode))).collect();
+        let source = records.sources.as_ref().map(|s| {
+            let place = (s.inputs[i], s.partitions[i], s.offsets[i], s.ordinals[i]);
+            (s.generation.0, place.0, place.1, place.2, place.3)
+        });
+        let row = serde_json::json!({
+            "offset": batch.offsets[i],
+            "timestamp": records.timestamps[i],
+            "key": binary(&records.keys, i),
+            "value": binary(&records.values, i),
+            "headers": headers,
+            "source": source,
+        });
+        format!("{row}\n")
+    };
+    (0..batch.len()).map(row).collect()
 }

@@ -265,7 +265,7 @@ impl TopicPartition {
         TopicReader { partition: self.clone(), physical: None }
     }
 
-    /// Calls `listener` after each publication in the mounted log, across swaps.
+    /// Calls `listener` now and after each publication in the mounted log, across swaps.
     pub fn subscribe(&self, listener: Box<dyn Fn() + Send + Sync>) -> Subscription {
         let listener: Arc<dyn Fn() + Send + Sync> = Arc::from(listener);
         let inner = Arc::new(Mutex::new(None));
@@ -304,6 +304,7 @@ impl TopicPartition {
 
 /// What a topic has at a position.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all reads are records")]
 pub enum TopicRead {
     /// Records, with the topic's offsets.
     Records(Batch),

@@ -55,17 +55,25 @@ impl App {
         &self.0.clock
     }
 
-    /// The registry.
+    /// Whether a request may begin. One that has begun is answered, also while the host stops.
     ///
     /// # Errors
     /// 503 while the host starts or stops.
-    pub fn registry(&self) -> Result<&Registry, Problem> {
+    pub fn admit(&self) -> Result<(), Problem> {
         if *self.0.stopping.borrow() {
             return Err(Problem::unavailable(
                 "stopping",
                 "the host is stopping; ask again when it has been started again",
             ));
         }
+        self.registry().map(drop)
+    }
+
+    /// The registry.
+    ///
+    /// # Errors
+    /// 503 while the host starts.
+    pub fn registry(&self) -> Result<&Registry, Problem> {
         self.0.registry.get().ok_or_else(|| {
             Problem::unavailable(
                 "starting",
@@ -79,6 +87,7 @@ impl App {
     /// # Errors
     /// While starting or stopping, and when the storage failed.
     pub fn ready(&self) -> Result<(), Problem> {
+        self.admit()?;
         self.registry()?.ready().map_err(|error| {
             let problem = Problem::from(error);
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, problem.code(), problem.detail())

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::app::App;
-use super::problem::Problem;
+use super::problem::{Place, Problem};
 
 /// Query parameters; `T` denies unknown fields.
 pub struct Params<T>(pub T);
@@ -93,9 +93,12 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
         expect_type(request.headers(), &["application/json"])?;
         let Whole(bytes) = Whole::from_request(request, app).await?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            Problem::invalid("invalid_body", format!("the body: {error}"))
-                .with("line", error.line())
-                .with("column", error.column())
+            let (line, column) = (Some(error.line()), Some(error.column()));
+            Problem::invalid("invalid_body", format!("the body: {error}")).at(Place {
+                line,
+                column,
+                ..Place::default()
+            })
         })
     }
 }

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::app::{App, run_blocking};
 use super::extract::{Params, Path};
 use super::operations::last_event_id;
-use super::problem::{Problem, ProblemBody};
+use super::problem::{Place, Problem, ProblemBody};
 use super::records::{Shower, show_event};
 use super::stream::{self, Sink, Woken};
 use super::topics::topic_name;
@@ -331,11 +331,8 @@ impl From<ReadError> for Problem {
             ReadError::Deleted { .. } => (StatusCode::NOT_FOUND, "topic_deleted", None),
             ReadError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "corrupt", None),
         };
-        let problem = Problem::new(status, code, error.to_string());
-        match next {
-            Some(next) => problem.with("next_offset", next.0),
-            None => problem,
-        }
+        let next_offset = next.map(|next| next.0);
+        Self::new(status, code, error.to_string()).at(Place { next_offset, ..Place::default() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What wraps every route: the request id, the gate, the log line, and the bodies of problems.
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -21,10 +21,13 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
     let started = app.clock().monotonic();
 
     let mut reply = if path.starts_with("/v1/") {
-        match (app.registry(), app.enter()) {
-            (Ok(_), Some(_held)) => next.run(request).await,
-            (Err(problem), _) => problem.into_response(),
-            (Ok(_), None) => {
+        match (app.enter(), app.admit()) {
+            (Some(_held), Ok(())) => match foreign_origin(request.headers()) {
+                None => next.run(request).await,
+                Some(problem) => problem.into_response(),
+            },
+            (_, Err(problem)) => problem.into_response(),
+            (None, Ok(())) => {
                 Problem::unavailable("stopping", "the host is stopping").into_response()
             }
         }
@@ -32,13 +35,13 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
         next.run(request).await
     };
 
-    let problem = reply.extensions_mut().remove::<Problem>();
-    if let Some(problem) = &problem {
+    let mut detail = String::new();
+    if let Some(problem) = reply.extensions_mut().remove::<Problem>() {
+        problem.detail().clone_into(&mut detail);
         problem.render(&id, &mut reply);
     }
     let took_us = (app.clock().monotonic() - started).as_micros() as u64;
     let status = reply.status().as_u16();
-    let detail = problem.as_ref().map_or("", Problem::detail);
     if reply.status().is_server_error() && reply.status() != StatusCode::SERVICE_UNAVAILABLE {
         tracing::error!(%method, path, status, took_us, request_id = id, detail, "request failed");
     } else {
@@ -48,6 +51,21 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
         reply.headers_mut().insert(REQUEST_ID, value);
     }
     reply
+}
+
+/// Refuses what a web page of another site sends: there is no authentication yet, and a browser on
+/// this machine reaches a loopback address too.
+fn foreign_origin(headers: &HeaderMap) -> Option<Problem> {
+    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or_default();
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let same = origin.split_once("://").is_some_and(|(_, name)| name == host);
+    (!same).then(|| {
+        Problem::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            format!("a page of {origin:?} may not ask the host at {host:?}"),
+        )
+    })
 }
 
 /// For a path that no route has.
@@ -70,4 +88,28 @@ pub async fn no_method(request: Request) -> Problem {
             request.method()
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_pages_of_the_host_itself_may_ask() {
+        let cases = [
+            (None, true),
+            (Some("http://127.0.0.1:7766"), true),
+            (Some("http://127.0.0.1:7767"), false),
+            (Some("https://example.org"), false),
+            (Some("null"), false),
+        ];
+        for (origin, allowed) in cases {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, HeaderValue::from_static("127.0.0.1:7766"));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
+            }
+            assert_eq!(foreign_origin(&headers).is_none(), allowed, "{origin:?}");
+        }
+    }
 }

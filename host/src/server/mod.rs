@@ -1,8 +1,8 @@
 //! The HTTP surface and the life of a serving host.
 //!
-//! A request passes the layers ([`layers`]: id, gate, problems), its input is taken by extractors
-//! that refuse what they do not know ([`extract`]), and its handler asks the registry. Records are
-//! read from the log's topics directly ([`fetch`]); everything else is the registry's to answer.
+//! A request passes the layers (`layers`: id, gate, problems), its input is taken by extractors
+//! that refuse what they do not know (`extract`), and its handler asks the registry. Records are
+//! read from the log's topics directly (`fetch`); everything else is the registry's to answer.
 //!
 //! **Invariant:** this floor keeps no state of its own but what a connection needs; it never blocks
 //! an async thread.

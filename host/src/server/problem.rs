@@ -7,7 +7,8 @@
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::deployment::{Error, Kind};
 
@@ -15,38 +16,61 @@ use crate::deployment::{Error, Kind};
 #[derive(Debug, Clone)]
 pub struct Problem {
     status: StatusCode,
-    code: &'static str,
-    detail: String,
-    members: Map<String, Value>,
+    body: Box<ProblemBody>,
 }
 
-/// The body of a problem, for the API's description.
-#[derive(utoipa::ToSchema)]
+/// The body of a problem.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct ProblemBody {
     /// `urn:anabranch:problem:` and the code.
-    pub r#type: String,
+    r#type: String,
     /// The status in words.
-    pub title: String,
+    title: &'static str,
     /// The HTTP status.
-    pub status: u16,
+    status: u16,
     /// Stable, for programs.
-    pub code: String,
+    code: &'static str,
     /// What, where, and what to do.
-    pub detail: String,
+    detail: String,
     /// The request's id, as in the header `x-request-id` and in the host's log.
-    pub request_id: String,
-    /// For a malformed body: its line, counted from 1.
-    pub line: Option<u64>,
-    /// For a malformed line: its column, counted from 1.
-    pub column: Option<u64>,
-    /// For a malformed body: what is wrong, without the place.
+    request_id: String,
+    /// Where and why, for a body that was refused; where to go on, for a position.
+    #[serde(flatten)]
+    place: Place,
+}
+
+/// What more a problem may say.
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
+pub struct Place {
+    /// The line of the body, counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The element of the body's array, counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record: Option<usize>,
+    /// The column of that line or element, counted from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub column: Option<usize>,
+    /// What is wrong there, without the place.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The offset at which a reader can go on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_offset: Option<u64>,
 }
 
 impl Problem {
     /// A refusal with a status and a stable code.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), members: Map::new() }
+        let body = Box::new(ProblemBody {
+            r#type: format!("urn:anabranch:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            code,
+            detail: detail.into(),
+            ..ProblemBody::default()
+        });
+        Self { status, body }
     }
 
     /// What the request says cannot be.
@@ -64,33 +88,26 @@ impl Problem {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
     }
 
-    /// With one more member, such as the line of a malformed body.
-    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.members.insert(name.to_owned(), value.into());
+    /// With where and why, or where to go on.
+    pub fn at(mut self, place: Place) -> Self {
+        self.body.place = place;
         self
     }
 
     /// The stable code.
     pub fn code(&self) -> &'static str {
-        self.code
+        self.body.code
     }
 
     /// The sentence.
     pub fn detail(&self) -> &str {
-        &self.detail
+        &self.body.detail
     }
 
     /// Puts the body into `reply`, which came from this problem.
-    pub fn render(&self, request_id: &str, reply: &mut Response) {
-        let mut body = Map::new();
-        body.insert("type".into(), format!("urn:anabranch:problem:{}", self.code).into());
-        body.insert("title".into(), self.status.canonical_reason().unwrap_or("Error").into());
-        body.insert("status".into(), self.status.as_u16().into());
-        body.insert("code".into(), self.code.into());
-        body.insert("detail".into(), self.detail.as_str().into());
-        body.insert("request_id".into(), request_id.into());
-        body.extend(self.members.clone());
-        let text = Value::Object(body).to_string();
+    pub fn render(mut self, request_id: &str, reply: &mut Response) {
+        request_id.clone_into(&mut self.body.request_id);
+        let text = serde_json::to_string(&self.body).expect("a struct of texts and numbers");
         reply.headers_mut().remove(header::CONTENT_LENGTH);
         let kind = HeaderValue::from_static("application/problem+json");
         reply.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -128,13 +145,13 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_becomes_a_problem_with_its_id() {
         let error = Error::new(Kind::NotFound, "topic_not_found", "there is no topic \"x\"");
-        let problem = Problem::from(error).with("line", 3);
+        let problem = Problem::from(error).at(Place { line: Some(3), ..Place::default() });
         let mut reply = problem.clone().into_response();
         problem.render("r1", &mut reply);
         assert_eq!(reply.status(), StatusCode::NOT_FOUND);
         assert_eq!(reply.headers()[header::CONTENT_TYPE], "application/problem+json");
         let bytes = axum::body::to_bytes(reply.into_body(), 1 << 16).await.unwrap();
-        let body: Value = serde_json::from_slice(&bytes).unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(body["code"], "topic_not_found");
         assert_eq!(body["type"], "urn:anabranch:problem:topic_not_found");
         assert_eq!((&body["request_id"], &body["line"]), (&"r1".into(), &3.into()));

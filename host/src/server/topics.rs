@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::app::{App, run_blocking};
 use super::extract::{JsonBody, NoParams, Params, Path, Whole, expect_type};
-use super::problem::{Problem, ProblemBody};
+use super::problem::{Place, Problem, ProblemBody};
 use super::records::{DecodeError, Decoder, Limits, RawFields};
 use crate::deployment::{CreateTopic, Produced, TopicStatus};
 use crate::types::TopicName;
@@ -168,12 +168,18 @@ impl From<DecodeError> for Problem {
             "record_too_large" => StatusCode::PAYLOAD_TOO_LARGE,
             _ => StatusCode::BAD_REQUEST,
         };
-        let problem = Problem::new(status, error.code, error.to_string())
-            .with(error.what, error.line)
-            .with("reason", error.reason);
-        match error.column {
-            Some(column) => problem.with("column", column),
-            None => problem,
-        }
+        let detail = error.to_string();
+        let (line, record) = match error.what {
+            "line" => (Some(error.line), None),
+            _ => (None, Some(error.line)),
+        };
+        let (column, reason) = (error.column, Some(error.reason));
+        Self::new(status, error.code, detail).at(Place {
+            line,
+            record,
+            column,
+            reason,
+            next_offset: None,
+        })
     }
 }

@@ -125,6 +125,15 @@ mod tests {
         }
     }
 
+    /// The bytes of format version 1.
+    #[test]
+    fn golden_bytes_of_version_1_hold() {
+        let whole = "571499310002010000000000000300000076616c";
+        assert_eq!(hex::encode(encode(b"key", Kind::Whole, 258, b"val")), whole);
+        assert_eq!(hex::encode(chunk_key(b"key", 258)), "7e00036b657900000102");
+        assert_eq!(hex::encode(encode_chunked(258, 3)), "020100000000000003000000");
+    }
+
     #[test]
     fn chunk_keys_name_their_owner() {
         assert_eq!(chunk_owner(&chunk_key(b"h123", 9)), Some(&b"h123"[..]));

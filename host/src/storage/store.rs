@@ -216,8 +216,11 @@ impl Storage {
         let _whole = self.state.read();
         guarded("head", || {
             for entry in self.db.scan_prefix(prefix) {
-                let (key, frame) = entry.map_err(|e| sled_error(&e))?;
-                let value = self.assemble(&key, &frame)?;
+                let (key, stored) = entry.map_err(|e| sled_error(&e))?;
+                if key.first() == Some(&frame::CHUNK_PREFIX) {
+                    continue;
+                }
+                let value = self.assemble(&key, &stored)?;
                 see(&key, value);
             }
             Ok(())

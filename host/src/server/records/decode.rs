@@ -105,7 +105,7 @@ struct Line<'a> {
     #[serde(borrow, default)]
     key: Option<&'a RawValue>,
     #[serde(borrow)]
-    value: Option<&'a RawValue>,
+    value: &'a RawValue,
     #[serde(borrow, default)]
     timestamp: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -115,6 +115,9 @@ struct Line<'a> {
     #[serde(default, rename = "offset")]
     _offset: IgnoredAny,
 }
+
+/// A header as columns take it.
+type NamedHeader = (String, Option<Vec<u8>>);
 
 /// A header's value: text, nothing, or bytes.
 #[derive(Deserialize)]
@@ -198,7 +201,7 @@ impl<'a> Rows<'a> {
         let line: Line<'_> = serde_json::from_str(text)?;
         let decoder = self.decoder;
         let key = line.key.map(|raw| decoder.key(raw.get())).transpose()?.flatten();
-        let value = line.value.map(|raw| decoder.value(raw.get())).transpose()?.flatten();
+        let value = decoder.value(line.value.get())?;
         let timestamp = match line.timestamp {
             Some(raw) => timestamp_ms(raw.get())?,
             None => decoder.now_ms,
@@ -264,10 +267,7 @@ impl Decoder {
         within("value", value, self.limits.value_bytes)
     }
 
-    fn headers(
-        &self,
-        given: Vec<(Cow<'_, str>, HeaderValue)>,
-    ) -> Result<Vec<(String, Option<Vec<u8>>)>, Wrong> {
+    fn headers(&self, given: Vec<(Cow<'_, str>, HeaderValue)>) -> Result<Vec<NamedHeader>, Wrong> {
         let mut headers = Vec::with_capacity(given.len());
         let mut size = 0;
         for (name, value) in given {
@@ -350,7 +350,7 @@ mod tests {
     use super::*;
 
     fn decoder(format: Format) -> Decoder {
-        let limits = Limits { key_bytes: 8, value_bytes: 40, header_bytes: 16 };
+        let limits = Limits { key_bytes: 8, value_bytes: 60, header_bytes: 16 };
         Decoder { format, partitions: 4, limits, now_ms: 77 }
     }
 
@@ -454,7 +454,7 @@ mod tests {
             let error = decoder(format).ndjson(body.as_bytes(), raw).unwrap_err().to_string();
             assert!(error.contains(expected), "{body}: {error}");
         }
-        let large = format!("{{\"value\":\"{}\"}}", "x".repeat(60));
+        let large = format!("{{\"value\":\"{}\"}}", "x".repeat(70));
         let error = decoder(Format::Json).ndjson(large.as_bytes(), None).unwrap_err();
         assert_eq!((error.code, error.line), ("record_too_large", 1));
     }
