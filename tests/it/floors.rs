@@ -100,9 +100,9 @@ fn literal(rest: &str, before: Option<char>) -> Option<usize> {
             return Some(open + 1 + end + close.len());
         }
     }
-    if rest.starts_with('"') {
+    if let Some(text) = rest.strip_prefix('"') {
         let mut escaped = false;
-        let end = rest[1..].find(|c| match (escaped, c) {
+        let end = text.find(|c| match (escaped, c) {
             (true, _) => {
                 escaped = false;
                 false
@@ -252,7 +252,9 @@ fn strays(path: &str, code: &str) -> Vec<String> {
     for (words, places) in ONLY_IN {
         if !places.iter().any(|place| path.starts_with(place)) {
             let said = words.iter().filter(|word| after(code, word).next().is_some());
-            found.extend(said.map(|word| format!("{path}: {word} belongs in {}", places.join(", "))));
+            found.extend(
+                said.map(|word| format!("{path}: {word} belongs in {}", places.join(", "))),
+            );
         }
     }
     found

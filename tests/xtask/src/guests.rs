@@ -87,7 +87,9 @@ fn bring_target(steps: &mut Steps) -> Result<()> {
         )
     })?;
     if !ask()? {
-        bail!("`rustup target add {TARGET}` went well, but the compiler in use has no {TARGET}: is it rustup's?");
+        bail!(
+            "`rustup target add {TARGET}` went well, but the compiler in use has no {TARGET}: is it rustup's?"
+        );
     }
     Ok(())
 }

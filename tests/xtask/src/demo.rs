@@ -1,3 +1,0 @@
-//! Soon.
-/// Soon.
-pub fn run() -> anyhow::Result<()> { Ok(()) }
