@@ -252,7 +252,9 @@ fn strays(path: &str, code: &str) -> Vec<String> {
     for (words, places) in ONLY_IN {
         if !places.iter().any(|place| path.starts_with(place)) {
             let said = words.iter().filter(|word| after(code, word).next().is_some());
-            found.extend(said.map(|word| format!("{path}: {word} belongs in {}", places.join(", "))));
+            found.extend(
+                said.map(|word| format!("{path}: {word} belongs in {}", places.join(", "))),
+            );
         }
     }
     found

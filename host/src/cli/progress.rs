@@ -188,12 +188,12 @@ impl Bar {
     fn show(&self, name: &str, generation: &GenerationStatus) {
         let progress = &generation.progress;
         self.bar.set_prefix(format!("{name} g{}", generation.number));
-        self.bar.set_length(progress.records + progress.remaining);
-        self.bar.set_position(progress.records);
         let rate = count(progress.rate.max(0.0) as u64);
         let left = progress.eta_seconds.map_or_else(|| "-".to_owned(), duration);
         let records = count(progress.records);
         self.bar.set_message(format!("{records} records, {rate}/s, {left} left"));
+        self.bar.set_length(progress.records + progress.remaining);
+        self.bar.set_position(progress.records);
     }
 
     fn finish(&self) {
