@@ -276,7 +276,8 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_refused_with_its_place() {
-        let cases: [(&str, &[(&str, &str)], &str); 4] = [
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+        let cases: [Case<'_>; 4] = [
             ("[http]\nlisen = 'x'", &[], "lisen"),
             ("[nope]", &[], "nope"),
             ("", &[("ANABRANCH_TASKS_WORKERS", "two")], "ANABRANCH_TASKS_WORKERS"),

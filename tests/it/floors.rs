@@ -100,9 +100,9 @@ fn literal(rest: &str, before: Option<char>) -> Option<usize> {
             return Some(open + 1 + end + close.len());
         }
     }
-    if rest.starts_with('"') {
+    if let Some(text) = rest.strip_prefix('"') {
         let mut escaped = false;
-        let end = rest[1..].find(|c| match (escaped, c) {
+        let end = text.find(|c| match (escaped, c) {
             (true, _) => {
                 escaped = false;
                 false

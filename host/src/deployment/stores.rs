@@ -129,7 +129,7 @@ impl Registry {
             StoreStatus {
                 name: store.name.clone(),
                 version: store.version,
-                key: store.key.iter().map(|part| text_of(part)).collect(),
+                key: store.key.iter().map(text_of).collect(),
                 value: text_of(&store.value),
                 entries,
                 size_bytes,

@@ -344,7 +344,7 @@ impl Task {
         };
         match way {
             Way::Head => parts.through_head(&self.env, Box::new(done)),
-            _ => parts.to_files(&self.env, Box::new(done)),
+            _ => parts.through_files(&self.env, Box::new(done)),
         }
         Ok(())
     }
@@ -455,7 +455,7 @@ impl Parts {
         env.log.commit(self.commit, Box::new(done));
     }
 
-    fn to_files(self, env: &Arc<Environment>, done: Done) {
+    fn through_files(self, env: &Arc<Environment>, done: Done) {
         let mode = Arc::clone(&self.spec.mode);
         let done = move |result| {
             done(result);

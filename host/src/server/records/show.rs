@@ -129,7 +129,8 @@ mod tests {
     #[test]
     fn formats_show_keys_and_values() {
         let tail = ",\"timestamp\":5,\"partition\":2,\"offset\":17}";
-        let cases: [(Format, Option<&[u8]>, Option<&[u8]>, &str); 7] = [
+        type Case<'a> = (Format, Option<&'a [u8]>, Option<&'a [u8]>, &'a str);
+        let cases: [Case<'_>; 7] = [
             (
                 Format::Json,
                 Some(b"AA"),
