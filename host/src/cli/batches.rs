@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn large_files_come_whole_and_in_order() {
-        let text: String = (0..200_000).map(|i| format!("line {i}\n")).collect();
+        let text: String = (0..500_000).map(|i| format!("line {i}\n")).collect();
         let batches = all(&[&text], u64::MAX);
         assert!(batches.len() > 1);
         let mut line = 1;
