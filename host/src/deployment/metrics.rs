@@ -3,7 +3,8 @@
 //! What happens is counted where it happens; what is (lag, bytes, progress) is read from the
 //! registry when someone asks.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -47,6 +48,38 @@ pub struct PluginLabels {
 
 type FloatGauge = Gauge<f64, AtomicU64>;
 
+/// How often something was done, and how long it took in all.
+#[derive(Debug, Default)]
+pub struct Durations {
+    count: AtomicU64,
+    sum_us: AtomicU64,
+}
+
+impl Durations {
+    /// Counts one more.
+    pub fn add(&self, took: Duration) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// Takes over what was counted elsewhere.
+    pub fn set(&self, count: u64, sum_us: u64) {
+        self.count.store(count, Ordering::Relaxed);
+        self.sum_us.store(sum_us, Ordering::Relaxed);
+    }
+
+    /// As a Prometheus summary without quantiles.
+    fn show(&self, name: &str, help: &str, text: &mut String) {
+        let count = self.count.load(Ordering::Relaxed);
+        let sum = self.sum_us.load(Ordering::Relaxed) as f64 / 1e6;
+        text.push_str(&format!(
+            "# HELP anabranch_{name} {help}.\n# TYPE anabranch_{name} summary\n\
+             anabranch_{name}_sum {sum}\nanabranch_{name}_count {count}\n"
+        ));
+    }
+}
+
 /// Everything that `/metrics` shows.
 #[derive(Default)]
 pub struct HostMetrics {
@@ -65,6 +98,12 @@ pub struct HostMetrics {
     pub fuel: Family<GenerationLabels, Counter>,
     /// Input records ahead of a generation.
     pub lag: Family<GenerationLabels, Gauge>,
+    /// Seconds since a generation with records ahead of it last had none.
+    pub lag_seconds: Family<GenerationLabels, FloatGauge>,
+    /// Instances of plugins that are alive.
+    pub instances: Family<GenerationLabels, Gauge>,
+    /// Bytes of a topic's files.
+    pub segment_bytes: Family<PartitionLabels, Gauge>,
     /// Bytes of a generation's stores.
     pub state_bytes: Family<GenerationLabels, Gauge>,
     /// How much of its history a generation has replayed.
@@ -73,6 +112,12 @@ pub struct HostMetrics {
     pub swap_pause: Family<GenerationLabels, FloatGauge>,
     /// Bytes of the log's head.
     pub head_bytes: Gauge,
+    /// Bytes of the head beyond its budget, which are to be sealed.
+    pub seal_backlog: Gauge,
+    /// From a produce request to its durable end.
+    pub commits: Durations,
+    /// Syncs of the head.
+    pub syncs: Durations,
     /// Bytes free on the data directory's disk.
     pub disk_free: Gauge,
     plugin_counters: Family<PluginLabels, Counter>,
@@ -97,6 +142,13 @@ impl HostMetrics {
             r.register("dead_letters", "Records refused or poison", metrics.dead_letters.clone());
             r.register("fuel", "Fuel burned by plugins", metrics.fuel.clone());
             r.register("lag_records", "Input records ahead of a generation", metrics.lag.clone());
+            let lag_seconds = metrics.lag_seconds.clone();
+            r.register("lag_seconds", "Seconds since nothing was ahead", lag_seconds);
+            r.register("instances", "Instances alive", metrics.instances.clone());
+            let segments = metrics.segment_bytes.clone();
+            r.register("segment_bytes", "Bytes of a topic's files", segments);
+            let backlog = metrics.seal_backlog.clone();
+            r.register("seal_backlog_bytes", "Bytes of the head beyond its budget", backlog);
             r.register("state_bytes", "Bytes of stores", metrics.state_bytes.clone());
             let progress = metrics.replay_progress.clone();
             r.register("replay_progress_ratio", "Share of history replayed", progress);
@@ -115,7 +167,14 @@ impl HostMetrics {
     pub fn render(&self) -> String {
         let mut text = String::new();
         match encode(&mut text, &self.registry.lock()) {
-            Ok(()) => text,
+            Ok(()) => {
+                let end = text.strip_suffix("# EOF\n").map_or(text.len(), str::len);
+                text.truncate(end);
+                self.commits.show("commit_seconds", "From a produce request to durable", &mut text);
+                self.syncs.show("fsync_seconds", "Syncs of the head", &mut text);
+                text.push_str("# EOF\n");
+                text
+            }
             Err(error) => format!("# cannot be shown: {error}\n"),
         }
     }

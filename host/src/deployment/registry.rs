@@ -458,8 +458,10 @@ impl Registry {
                 let placed: Vec<_> =
                     appends.iter().map(|a| (a.partition, a.records.len() as u64)).collect();
                 let (metrics, topic) = (Arc::clone(&self.inner.metrics), name.to_string());
+                let (clock, asked) = (Arc::clone(&self.inner.clock), self.inner.clock.monotonic());
                 let commit = Commit { appends, ..Commit::default() };
                 let finish = move |result: Result<crate::log::Committed, CommitError>| {
+                    metrics.commits.add(clock.monotonic().saturating_sub(asked));
                     let produced = result.map_err(commit_refused).map(|committed| {
                         let mut partitions = BTreeMap::new();
                         for ((partition, count), (_, next)) in placed.iter().zip(committed.appended)

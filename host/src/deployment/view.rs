@@ -1,12 +1,13 @@
 //! What the registry shows of deployments: status and metrics.
 
 use super::events::rfc3339;
-use super::metrics::GenerationLabels;
+use super::metrics::{GenerationLabels, PartitionLabels};
 use super::record::GenerationRecord;
 use super::registry::DeploymentState;
 use super::running::RunningGeneration;
 use super::{DeploymentStatus, Error, GenerationStatus, Progress, Registry, TaskStatus};
 use crate::task::RunState;
+use crate::types::PartitionId;
 
 impl Registry {
     /// A deployment as it is now.
@@ -75,13 +76,28 @@ impl Registry {
     /// The text of `/metrics`.
     pub fn metrics(&self) -> String {
         let metrics = &self.inner.metrics;
-        metrics.head_bytes.set(self.inner.log.head_bytes() as i64);
+        let (head, stats) = (self.inner.log.head_bytes(), self.inner.log.stats());
+        metrics.head_bytes.set(head as i64);
+        let budget = self.inner.config.storage.head_bytes;
+        metrics.seal_backlog.set(head.saturating_sub(budget) as i64);
+        metrics.syncs.set(stats.groups, stats.sync_us);
+        metrics.segment_bytes.clear();
+        for topic in self.inner.log.topics().list() {
+            let state = topic.state();
+            for partition in (0..state.partitions).filter_map(|p| topic.partition(PartitionId(p))) {
+                let labels =
+                    PartitionLabels { topic: state.name.to_string(), partition: partition.id().0 };
+                let gauge = metrics.segment_bytes.get_or_create(&labels);
+                gauge.set(partition.file_bytes() as i64);
+            }
+        }
         if let Ok(free) = self.inner.file_system.free_bytes(&self.inner.config.data.dir) {
             metrics.disk_free.set(free as i64);
         }
-        for family in [&metrics.lag, &metrics.state_bytes] {
+        for family in [&metrics.lag, &metrics.state_bytes, &metrics.instances] {
             family.clear();
         }
+        metrics.lag_seconds.clear();
         metrics.replay_progress.clear();
         metrics.swap_pause.clear();
         let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
@@ -95,6 +111,16 @@ impl Registry {
                 metrics.lag.get_or_create(&labels).set(progress.remaining as i64);
                 let bytes = super::stores::state_bytes(running);
                 metrics.state_bytes.get_or_create(&labels).set(bytes as i64);
+                let behind = running.tasks.iter().map(|task| task.behind_since()).min().flatten();
+                let seconds = match behind {
+                    Some(since) if progress.remaining > 0 => {
+                        self.inner.clock.monotonic().saturating_sub(since).as_secs_f64()
+                    }
+                    _ => 0.0,
+                };
+                metrics.lag_seconds.get_or_create(&labels).set(seconds);
+                let alive = running.tasks.iter().filter(|task| task.has_instance()).count();
+                metrics.instances.get_or_create(&labels).set(alive as i64);
                 let all = (progress.records + progress.remaining).max(1);
                 let ratio = progress.records as f64 / all as f64;
                 metrics.replay_progress.get_or_create(&labels).set(ratio);

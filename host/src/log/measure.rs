@@ -40,6 +40,12 @@ impl TopicPartition {
         self.mounted(state.open_mount()).ok().flatten().map_or(0, |log| log.size_bytes())
     }
 
+    /// Bytes of the files that hold what `earliest` to `latest` reads; the head not included.
+    pub fn file_bytes(&self) -> u64 {
+        let state = self.topic().state();
+        self.mounted(state.open_mount()).ok().flatten().map_or(0, |log| log.file_bytes())
+    }
+
     /// The first record of the open mount at or after a time, in milliseconds since the Unix epoch;
     /// the end when there is none.
     ///

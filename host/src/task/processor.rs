@@ -4,6 +4,7 @@
 //! failed alone, in a fresh instance and with twice the budget, is poison.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow_array::BinaryArray;
 use parking_lot::Mutex;
@@ -126,7 +127,7 @@ impl Processor {
             Some(reason) => Err(CallError::Guest(Fault::Invalid(reason))),
             None => Ok(output),
         });
-        match result {
+        let outcome = match result {
             Ok(output) => {
                 let overlay = std::mem::replace(&mut *overlay.lock(), Overlay::new(0));
                 self.shared.working.write().apply(overlay, input);
@@ -136,7 +137,9 @@ impl Processor {
             }
             Err(error) if error.is_guest_fault() => Ok(Err(error.to_string())),
             Err(error) => Err(Failure::Plugin(error)),
-        }
+        };
+        self.shared.instance.store(self.instance.is_some(), Ordering::Relaxed);
+        outcome
     }
 
     /// Whether an output names a partition that its topic does not have.

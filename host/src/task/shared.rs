@@ -1,5 +1,6 @@
 //! What others may see and say of a task while it runs: positions, state for queries, role, holds.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ struct Durable {
     reached: Option<Vec<Offset>>,
     /// Whether it has ever had nothing left to read in its role.
     caught_up: bool,
+    /// When it last had nothing left to read, or began, on the monotonic clock.
+    behind_since: Option<Duration>,
     run: RunState,
 }
 
@@ -93,6 +96,8 @@ pub struct TaskShared {
     /// Where it began in each input: its journal knows of nothing before.
     pub start: Vec<Offset>,
     pub(super) working: RwLock<Working>,
+    /// Whether it holds an instance of its plugin.
+    pub(super) instance: AtomicBool,
     durable: Mutex<Durable>,
     changed: Condvar,
     role: RwLock<Role>,
@@ -122,12 +127,14 @@ impl TaskShared {
             journal,
             start,
             working: RwLock::default(),
+            instance: AtomicBool::new(false),
             durable: Mutex::new(Durable {
                 cursor,
                 cursor_bytes,
                 version: 0,
                 reached: None,
                 caught_up: false,
+                behind_since: None,
                 run,
             }),
             changed: Condvar::new(),
@@ -172,6 +179,21 @@ impl TaskShared {
     /// What the task is doing.
     pub fn run_state(&self) -> RunState {
         self.durable.lock().run.clone()
+    }
+
+    /// When the task last had nothing left to read, or began; `None` before it began.
+    pub fn behind_since(&self) -> Option<Duration> {
+        self.durable.lock().behind_since
+    }
+
+    /// Whether the task holds an instance of its plugin.
+    pub fn has_instance(&self) -> bool {
+        self.instance.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the task has nothing left to read at `now`, or begins.
+    pub(super) fn set_behind_since(&self, now: Duration) {
+        self.durable.lock().behind_since = Some(now);
     }
 
     /// Whether the task has been as far as it may read, at least once.

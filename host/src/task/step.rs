@@ -97,6 +97,7 @@ impl Task {
         })?;
         let inputs = cursor.inputs.clone();
         self.shared.restart();
+        self.shared.set_behind_since(self.env.clock.monotonic());
         *self.shared.working.write() = Working { stores, inputs, version: 0 };
         let (spec, shared) = (Arc::clone(&self.spec), Arc::clone(&self.shared));
         Ok(Running {
@@ -309,7 +310,10 @@ impl Task {
         // has caught up only once the live one has come to where it is.
         let positions = running.source.positions();
         let ahead = positions.iter().zip(&bound.0).any(|(position, to)| position > to);
-        if !ahead {
+        self.shared.set_behind_since(self.env.clock.monotonic());
+        // A commit of files under way takes long; one through the head is all but there.
+        let settled = running.cursor.head || (!busy && running.pending.is_empty());
+        if !ahead && settled {
             self.shared.set_caught_up();
         }
         if !running.pending.is_empty() {
