@@ -13,6 +13,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -28,6 +29,9 @@ const STORE_ID_KEY: &[u8] = b"m/store-id";
 /// Cannot be changed for a database that exists. With it, values of 64 KiB stay out of sled's blobs.
 const SLED_SEGMENT_BYTES: usize = 8 << 20;
 const SLED_CACHE_BYTES: u64 = 64 << 20;
+/// How often, and how long in all, sled's own lock is waited for.
+const HEAD_LOCK_TRIES: u32 = 500;
+const HEAD_LOCK_WAIT: Duration = Duration::from_millis(10);
 /// The high-water mark has two slots a sector apart, written in turn: a torn write spoils only one.
 const SLOT_BYTES: u64 = 512;
 
@@ -456,18 +460,34 @@ fn open_sled(head: &Path) -> Result<sled::Db, Error> {
             }
         }
     }
-    guarded(&head.display().to_string(), || {
-        sled::Config::new()
-            .path(head)
-            .segment_size(SLED_SEGMENT_BYTES)
-            .cache_capacity(SLED_CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|e| match e {
-                sled::Error::Io(source) => Error::io("open", head)(source),
-                other => sled_error(&other),
-            })
-    })
+    // The directory is this process's alone by now. Who may still hold sled's own lock is a thread of
+    // a sled that was just closed here: it lets go by itself, but drop does not wait for it.
+    let mut tries_left = HEAD_LOCK_TRIES;
+    loop {
+        let opened = guarded(&head.display().to_string(), || {
+            let config = sled::Config::new()
+                .path(head)
+                .segment_size(SLED_SEGMENT_BYTES)
+                .cache_capacity(SLED_CACHE_BYTES)
+                .flush_every_ms(None);
+            match config.open() {
+                Ok(db) => Ok(Some(db)),
+                Err(sled::Error::Io(source)) if is_lock(&source) && tries_left > 0 => Ok(None),
+                Err(sled::Error::Io(source)) => Err(Error::io("open", head)(source)),
+                Err(other) => Err(sled_error(&other)),
+            }
+        })?;
+        if let Some(db) = opened {
+            return Ok(db);
+        }
+        tries_left -= 1;
+        std::thread::sleep(HEAD_LOCK_WAIT);
+    }
+}
+
+/// Whether sled's file is locked; sled says so in words only.
+fn is_lock(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::Other && error.to_string().contains("acquire lock")
 }
 
 fn read_number(db: &sled::Db, key: &[u8]) -> Result<Option<u64>, Error> {
