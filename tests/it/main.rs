@@ -3,7 +3,6 @@
 mod bad_input;
 mod crash;
 mod floors;
-mod host;
 mod properties;
 mod serving;
 mod support;
