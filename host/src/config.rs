@@ -78,11 +78,6 @@ section!(
         /// Bytes that the head may hold before the largest partitions are sealed into segments. More
         /// means larger segments and a longer start.
         head_bytes: u64 = 64 << 20,
-        /// Milliseconds that the committer waits for company before it syncs. 0: as soon as it can;
-        /// commits that arrive during a sync already share the next one.
-        commit_interval_ms: u64 = 0,
-        /// Bytes of commits that one group may hold, so that a sync stays short.
-        group_bytes: usize = 8 << 20,
         /// Free bytes on disk below which appends are refused, so that reading, serving and clean-up
         /// still have room.
         min_free_bytes: u64 = 256 << 20,
@@ -101,25 +96,9 @@ section!(
     /// `[segments]`: the immutable files of the log.
     Segments {
         /// Bytes of records (before compression) after which a segment file is closed.
-        target_bytes: u64 = 128 << 20,
-        /// Compression of the files' buffers: `lz4` or `none`.
-        compression: Compression = Compression::Lz4,
-        /// Most records of a block: a block is what one read decompresses.
-        block_records: usize = 32_768,
-        /// Most bytes of a block's records, before compression; blocks should stay within the cache.
-        block_bytes: usize = 4 << 20,
+        target_bytes: u64 = 64 << 20,
     }
 );
-
-/// How segment files are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Compression {
-    /// LZ4 frames: about a third of the bytes at a fraction of zstd's time.
-    Lz4,
-    /// None.
-    None,
-}
 
 section!(
     /// `[tasks]`: how plugins are run.
@@ -134,14 +113,13 @@ section!(
         replay_share: u32 = 25,
         /// Bytes of outputs and state changes that a live task gathers before it waits for its commit.
         commit_max_bytes: usize = 4 << 20,
-        /// Bytes of outputs and state changes that a replaying task writes to files in one commit.
-        replay_commit_bytes: usize = 64 << 20,
+        /// Bytes of outputs and state changes that a replaying task writes to files in one commit. Each
+        /// task holds up to twice as much: one commit being written, one being gathered.
+        replay_commit_bytes: usize = 16 << 20,
         /// Bytes of changelog after which a store is checkpointed, so that a restart stays short.
         checkpoint_bytes: u64 = 32 << 20,
         /// Bytes of memory after which a plugin's instance is replaced between two calls.
         recycle_memory_bytes: u64 = 64 << 20,
-        /// Consecutive failures after which a task is paused.
-        max_task_failures: u32 = 5,
         /// Milliseconds that a flip may hold the live tasks before it lets go and tries again.
         flip_timeout_ms: u64 = 2_000,
     }

@@ -3,6 +3,8 @@
 //! ARCHITECTURE.md leads through the modules; each of them says what it owns. Imports go down only:
 //! `server` > `deployment` > `task` > `log` | `state` | `plugin` > `storage` > `types`, `clock`,
 //! `config`.
+// Who reads these pages works on the host, and makes them with its private modules.
+#![allow(rustdoc::private_intra_doc_links)]
 #![warn(missing_docs)]
 
 pub mod cli;

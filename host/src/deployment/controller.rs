@@ -1,20 +1,27 @@
-//! The controller: promotes candidates that have caught up, ends those that failed, and retires warm
-//! generations whose lease has ended. It sleeps until a task has something to tell or a lease ends.
+//! The controller: promotes candidates that have caught up, ends those that failed, retires warm
+//! generations whose lease has ended, and wakes tasks that could not commit. It sleeps until a task
+//! has something to tell or something is due.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::lifecycle::begin;
-use super::registry::Deployment;
-use super::{Approve, Phase, Registry};
+use super::registry::{Deployment, DeploymentState};
+use super::{Approve, Error, Phase, Registry};
+use crate::log::Commit;
 use crate::storage::crash_point;
-use crate::types::GenerationNumber;
+use crate::task::RunState;
+use crate::types::{DeploymentId, GenerationNumber, LogId, Offset};
 
-/// How long the controller sleeps when it knows of nothing that ends sooner.
+/// How long the controller sleeps when it knows of nothing that is due sooner.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// How soon it tries again what someone else's operation kept it from.
-const RETRY: Duration = Duration::from_millis(100);
+/// How soon it first tries again what could not be done; each further try waits twice as long.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+
+/// The longest wait between two tries.
+const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// What a deployment needs next.
 enum Next {
@@ -26,114 +33,214 @@ enum Next {
     Retire(GenerationNumber),
 }
 
+/// A deployment that is to be looked at again without being asked.
+struct Due {
+    at: Duration,
+    /// How long the last wait was, if the deployment's last need could not be met.
+    retry: Option<Duration>,
+}
+
 impl Registry {
     /// Runs until the registry is closed.
     pub(super) fn control(&self) {
-        let mut sleep = LONGEST_SLEEP;
-        while let Some(raised) = self.inner.attention.take(sleep) {
-            sleep = LONGEST_SLEEP;
+        let mut due: BTreeMap<DeploymentId, Due> = BTreeMap::new();
+        loop {
+            let now = self.inner.clock.monotonic();
+            let first = due.values().map(|due| due.at.saturating_sub(now)).min();
+            let sleep = first.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP);
+            let Some(raised) = self.inner.attention.take(sleep) else { return };
+            let now = self.inner.clock.monotonic();
             let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
+            let mut known = BTreeSet::new();
             for deployment in deployments {
-                let (id, wait) = {
-                    let state = deployment.state.lock();
-                    let now = self.inner.clock.now_ms();
-                    let leases = state.record.generations.iter().filter_map(|g| g.warm_until_ms);
-                    let wait =
-                        leases.min().map(|end| end.saturating_sub(now).max(0).unsigned_abs());
-                    (state.record.id, wait.map(Duration::from_millis))
-                };
-                if (raised.contains(&id) || wait == Some(Duration::ZERO))
-                    && !self.attend(&deployment)
-                {
-                    self.inner.attention.raise(id);
-                    sleep = sleep.min(RETRY);
-                    std::thread::sleep(Duration::from_millis(5));
+                let id = deployment.state.lock().record.id;
+                known.insert(id);
+                // What could not be done is tried again in its time, however often tasks commit.
+                let waits = due.get(&id).is_some_and(|due| due.retry.is_some() && due.at > now);
+                let is_due = due.get(&id).is_some_and(|due| due.at <= now);
+                if waits || !(raised.contains(&id) || is_due) {
+                    continue;
                 }
-                sleep = wait.map_or(sleep, |wait| sleep.min(wait));
+                let done = self.attend(&deployment);
+                let before = due.remove(&id).and_then(|due| due.retry);
+                if let Some(next) = self.next_due(&deployment, done, before) {
+                    due.insert(id, next);
+                }
             }
+            due.retain(|id, _| known.contains(id));
         }
+    }
+
+    /// When to look at a deployment again.
+    fn next_due(
+        &self,
+        deployment: &Deployment,
+        done: bool,
+        before: Option<Duration>,
+    ) -> Option<Due> {
+        let now = self.inner.clock.monotonic();
+        if !done {
+            let wait = before.map_or(FIRST_RETRY, |wait| (wait * 2).min(LAST_RETRY));
+            return Some(Due { at: now + wait, retry: Some(wait) });
+        }
+        let state = deployment.state.lock();
+        let blocked = |run| matches!(run, RunState::Blocked(_));
+        let tasks = || state.running.values().flat_map(|running| &running.tasks);
+        if tasks().any(|task| blocked(task.run_state())) {
+            return Some(Due { at: now + Duration::from_secs(1), retry: None });
+        }
+        let leases = state.record.generations.iter().filter_map(|g| g.warm_until_ms);
+        let left = leases.min()?.saturating_sub(self.inner.clock.now_ms()).max(0).unsigned_abs();
+        // A lease that is over and still there waits for those who read what it would take away.
+        let wait = if left == 0 { Duration::from_secs(1) } else { Duration::from_millis(left) };
+        Some(Due { at: now + wait, retry: None })
     }
 
     /// Does what a deployment needs; `false` if it could not be done now.
     fn attend(&self, deployment: &Arc<Deployment>) -> bool {
+        for running in deployment.state.lock().running.values() {
+            for task in &running.tasks {
+                if matches!(task.run_state(), RunState::Blocked(_)) {
+                    task.wake();
+                }
+            }
+        }
         loop {
-            let next = self.next_for(deployment);
-            if matches!(next, Next::Nothing) {
+            if matches!(self.next_for(deployment), Next::Nothing) {
                 return true;
             }
             let Ok(_operation) = begin(deployment) else { return false };
-            let name = deployment.state.lock().record.name().to_string();
             let done = match self.next_for(deployment) {
                 Next::Nothing => return true,
-                Next::Fail(number, reason) => {
-                    let message = format!("generation {number} of {name} failed: {reason}");
-                    self.inner.events.tell("failed", &name, Some(number.0), message);
-                    self.end_generation(deployment, number, Phase::Failed, Some(reason))
-                }
-                Next::LiveFailed(reason) => {
-                    let mut state = deployment.state.lock();
-                    let mut after = state.record.clone();
-                    let live = after.live;
-                    if let Some(generation) = after.generation_mut(live) {
-                        generation.failure = Some(reason.clone());
-                    }
-                    let message = format!("the live generation {live} of {name} stopped: {reason}");
-                    self.inner.events.tell("failed", &name, Some(live.0), message);
-                    self.store(&mut state, after, crate::log::Commit::default())
-                }
-                Next::CaughtUp(number) => {
-                    let mut state = deployment.state.lock();
-                    let mut after = state.record.clone();
-                    if let Some(generation) = after.generation_mut(number) {
-                        generation.phase = Phase::CaughtUp;
-                    }
-                    let message = format!("generation {number} of {name} has caught up");
-                    self.inner.events.tell("caught-up", &name, Some(number.0), message);
-                    crash_point("caught-up");
-                    let stored = self.store(&mut state, after, crate::log::Commit::default());
-                    crash_point("caught-up-recorded");
-                    stored
-                }
-                Next::Flip(number) => self.flip(deployment, number, "promoted"),
-                Next::Retire(number) => {
-                    let message = format!("generation {number} of {name} is retired");
-                    let retired = self.end_generation(deployment, number, Phase::Retired, None);
-                    self.inner.events.tell("retired", &name, Some(number.0), message);
-                    retired
-                }
+                next => self.act(deployment, next),
             };
             if let Err(error) = done {
+                let name = deployment.state.lock().record.name().to_string();
                 tracing::warn!(deployment = name, "will be tried again: {error}");
                 return false;
             }
         }
     }
 
-    fn next_for(&self, deployment: &Deployment) -> Next {
-        let state = deployment.state.lock();
-        let record = &state.record;
-        for generation in record.generations.iter().filter(|g| g.phase.runs()) {
-            let Some(running) = state.running.get(&generation.number) else { continue };
-            if let Some(reason) = running.failure() {
-                if generation.phase != Phase::Live {
-                    return Next::Fail(generation.number, reason);
-                }
-                if generation.failure.is_none() {
-                    return Next::LiveFailed(reason);
-                }
+    fn act(&self, deployment: &Arc<Deployment>, next: Next) -> Result<(), Error> {
+        let name = deployment.state.lock().record.name().to_string();
+        match next {
+            Next::Nothing => Ok(()),
+            Next::Flip(number) => self.flip(deployment, number, "promoted"),
+            Next::Fail(number, reason) => {
+                let message = format!("generation {number} of {name} failed: {reason}");
+                self.end_generation(deployment, number, Phase::Failed, Some(reason))?;
+                self.inner.events.tell("failed", &name, Some(number.0), message);
+                Ok(())
             }
-            let caught_up = running.has_caught_up();
-            match (generation.phase, generation.approve) {
-                (Phase::Replaying, _) if caught_up => return Next::CaughtUp(generation.number),
-                (Phase::CaughtUp, Approve::Auto) => return Next::Flip(generation.number),
-                _ => {}
+            Next::Retire(number) => {
+                self.end_generation(deployment, number, Phase::Retired, None)?;
+                let message = format!("generation {number} of {name} is retired");
+                self.inner.events.tell("retired", &name, Some(number.0), message);
+                Ok(())
+            }
+            Next::LiveFailed(reason) => {
+                let mut state = deployment.state.lock();
+                let mut after = state.record.clone();
+                let live = after.live;
+                let message = format!("the live generation {live} of {name} stopped: {reason}");
+                if let Some(generation) = after.generation_mut(live) {
+                    generation.failure = Some(reason);
+                }
+                self.store(&mut state, after, Commit::default())?;
+                self.inner.events.tell("failed", &name, Some(live.0), message);
+                Ok(())
+            }
+            Next::CaughtUp(number) => {
+                let mut state = deployment.state.lock();
+                let mut after = state.record.clone();
+                if let Some(generation) = after.generation_mut(number) {
+                    generation.phase = Phase::CaughtUp;
+                }
+                crash_point("caught-up");
+                self.store(&mut state, after, Commit::default())?;
+                crash_point("caught-up-recorded");
+                let message = format!("generation {number} of {name} has caught up");
+                self.inner.events.tell("caught-up", &name, Some(number.0), message);
+                Ok(())
             }
         }
-        let now = self.inner.clock.now_ms();
-        let over = record
-            .generations
-            .iter()
-            .find(|g| g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now));
-        over.map_or(Next::Nothing, |g| Next::Retire(g.number))
     }
+
+    fn next_for(&self, deployment: &Deployment) -> Next {
+        let over = {
+            let state = deployment.state.lock();
+            let next = next_of_tasks(&state);
+            if !matches!(next, Next::Nothing) {
+                return next;
+            }
+            let now = self.inner.clock.now_ms();
+            let record = &state.record;
+            let over = record
+                .generations
+                .iter()
+                .find(|g| g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now));
+            let logs = |logs: &super::record::GenerationLogs| {
+                logs.mounted().map(|o| (o.topic.clone(), o.log)).collect::<Vec<_>>()
+            };
+            over.map(|g| (g.number, g.logs.as_ref().map(logs).unwrap_or_default()))
+        };
+        match over {
+            Some((number, logs)) if !logs.iter().any(|(topic, log)| self.is_read(topic, *log)) => {
+                Next::Retire(number)
+            }
+            _ => Next::Nothing,
+        }
+    }
+
+    /// Whether a task of any deployment still has records of a log to read under a topic's name.
+    fn is_read(&self, name: &crate::types::TopicName, log: LogId) -> bool {
+        let Some(topic) = self.inner.log.topics().get(name) else { return false };
+        let mounts = topic.state().mounts.clone();
+        let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
+        deployments.iter().any(|deployment| {
+            let state = deployment.state.lock();
+            let inputs = &state.record.spec.inputs;
+            let Some(input) = inputs.iter().position(|input| input == name) else { return false };
+            let tasks = state.running.values().flat_map(|running| &running.tasks);
+            tasks.into_iter().any(|task| {
+                let (at, p) = (task.positions()[input], task.partition.0 as usize);
+                mounts.iter().filter(|mount| mount.log == log).any(|mount| {
+                    let Some(base) = mount.base.get(p) else { return false };
+                    let end =
+                        mount.to.as_ref().map_or(Offset::LIMIT, |to| Offset(base.0 + to[p].0));
+                    (*base..end).contains(&at)
+                })
+            })
+        })
+    }
+}
+
+/// What the tasks of a deployment ask for.
+fn next_of_tasks(state: &DeploymentState) -> Next {
+    let live = state.running.get(&state.record.live);
+    // While the live tasks are far behind, their commits are large and would be held long.
+    let settled = live.is_some_and(|live| {
+        let stopped = |run| matches!(run, RunState::Stopped(_));
+        let near = |task: &crate::task::TaskShared| task.cursor().head || task.has_caught_up();
+        live.tasks.iter().all(|task| near(task) || stopped(task.run_state()))
+    });
+    for generation in state.record.generations.iter().filter(|g| g.phase.runs()) {
+        let Some(running) = state.running.get(&generation.number) else { continue };
+        if let Some(reason) = running.failure() {
+            if generation.phase != Phase::Live {
+                return Next::Fail(generation.number, reason);
+            }
+            if generation.failure.is_none() {
+                return Next::LiveFailed(reason);
+            }
+        }
+        let ready = running.has_caught_up() && settled;
+        match (generation.phase, generation.approve) {
+            (Phase::Replaying, _) if ready => return Next::CaughtUp(generation.number),
+            (Phase::CaughtUp, Approve::Auto) if ready => return Next::Flip(generation.number),
+            _ => {}
+        }
+    }
+    Next::Nothing
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -15,6 +16,8 @@ const REMEMBERED: usize = 1_024;
 /// The host's events.
 pub struct Events {
     clock: SharedClock,
+    /// Begins at the time of the start, so that ids rise across restarts.
+    next_id: AtomicU64,
     remembered: Mutex<VecDeque<Arc<Event>>>,
     sender: broadcast::Sender<Arc<Event>>,
 }
@@ -23,14 +26,15 @@ impl Events {
     /// No events yet.
     pub fn new(clock: SharedClock) -> Self {
         let (sender, _) = broadcast::channel(REMEMBERED);
-        Self { clock, remembered: Mutex::default(), sender }
+        let next_id = AtomicU64::new(clock.now_ms().max(1).unsigned_abs());
+        Self { clock, next_id, remembered: Mutex::default(), sender }
     }
 
     /// Tells of an event, in the log too.
     pub fn tell(&self, kind: &str, deployment: &str, generation: Option<u32>, message: String) {
         let mut remembered = self.remembered.lock();
         let event = Arc::new(Event {
-            id: remembered.back().map_or(1, |last| last.id + 1),
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
             at: rfc3339(self.clock.now_ms()),
             kind: kind.to_owned(),
             deployment: deployment.to_owned(),

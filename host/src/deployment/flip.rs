@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::record::{DeploymentRecord, GenerationLogs};
 use super::running::{RunningGeneration, topic};
 use super::{Error, Kind};
+use crate::clock::Clock;
 use crate::log::{Commit, Guard, Log, TopicChange};
 use crate::storage::crash_point;
 use crate::task::{Role, RunState, cursor_key};
@@ -30,7 +31,11 @@ pub struct Flip<'a> {
     pub live: &'a Arc<RunningGeneration>,
     /// The tasks of the generation that goes live.
     pub next: &'a Arc<RunningGeneration>,
-    /// How long each wait may take.
+    /// The other generations that run: they follow the new live one afterwards.
+    pub others: &'a [Arc<RunningGeneration>],
+    /// Time, for the deadline.
+    pub clock: &'a dyn Clock,
+    /// How long the live tasks may be held.
     pub timeout: Duration,
 }
 
@@ -49,9 +54,11 @@ impl Flip<'_> {
                     task.set_hold(paused);
                     task.set_role(Role::Live);
                 }
-                for (old, new) in self.live.tasks.iter().zip(&self.next.tasks) {
-                    old.set_role(Role::Follow(Arc::clone(new)));
-                    old.set_hold(false);
+                for follower in self.others.iter().chain([self.live]) {
+                    for (old, new) in follower.tasks.iter().zip(&self.next.tasks) {
+                        old.set_role(Role::Follow(Arc::clone(new)));
+                        old.set_hold(false);
+                    }
                 }
             }
             Err(_) => self.live.tasks.iter().for_each(|task| task.set_hold(paused)),
@@ -61,13 +68,15 @@ impl Flip<'_> {
 
     fn commit_at_standstill(&self) -> Result<(), Error> {
         let still = |run: &RunState| matches!(run, RunState::Held | RunState::Stopped(_));
-        if !self.live.tasks.iter().all(|task| task.wait_for(self.timeout, still)) {
+        let deadline = self.clock.monotonic() + self.timeout;
+        let left = || deadline.saturating_sub(self.clock.monotonic());
+        if !self.live.tasks.iter().all(|task| task.wait_for(left(), still)) {
             return Err(not_in_time("the live tasks did not stand still"));
         }
         crash_point("flip-held");
         for (live, next) in self.live.tasks.iter().zip(&self.next.tasks) {
             next.wake();
-            if !next.wait_reached(self.timeout, &live.positions()) {
+            if !next.wait_reached(left(), &live.positions()) {
                 return Err(not_in_time("the new generation did not reach the live positions"));
             }
         }

@@ -188,8 +188,18 @@ impl Registry {
                         .map(|p| (p.start_offset(), p.end_offset()))
                         .collect::<Vec<_>>();
                     let empty = ends.iter().all(|(start, end)| start == end);
-                    if state.open_mount().generation.is_none() && !empty {
-                        return Err(taken("holds records of producers"));
+                    let mut state = (*state).clone();
+                    if state.open_mount().generation.is_none() {
+                        if !empty {
+                            return Err(taken("holds records of producers"));
+                        }
+                        // A record that is on its way there must be refused, not lost.
+                        let log = state.open_mount().log;
+                        let ends = ends.iter().enumerate();
+                        let end = ends.map(|(p, (_, end))| (log, PartitionId(p as u32), *end));
+                        commit.ends.extend(end);
+                        commit.deletes.push(log);
+                        state.mounts.iter_mut().for_each(|mount| mount.retired = true);
                     }
                     let mount = state.open_mount();
                     let to =

@@ -3,11 +3,10 @@
 //! **Invariant:** at every moment, and after a crash at any moment, exactly one generation is live;
 //! a candidate that ends badly takes its logs, stores and cursors with it and nothing else.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
 use super::flip::Flip;
 use super::generation::Draft;
@@ -44,25 +43,32 @@ impl Registry {
         }
         for (record, stored) in records {
             let name = record.name().clone();
-            let deployment = Arc::new(Deployment {
-                state: Mutex::new(DeploymentState {
-                    record,
-                    stored,
-                    running: BTreeMap::new(),
-                    last_pause: None,
-                    replay_began: BTreeMap::new(),
-                }),
-                operation: Mutex::new(()),
-            });
-            if !self.inner.safe
-                && let Err(error) = self.start_running(&mut deployment.state.lock())
-            {
-                tracing::error!(deployment = %name, "cannot start: {error}");
-            }
-            self.inner.attention.raise(deployment.state.lock().record.id);
-            self.inner.deployments.write().insert(name, deployment);
+            let deployment = Deployment::new(record, stored);
+            self.inner.deployments.write().insert(name, Arc::clone(&deployment));
+            self.start_or_note(&deployment);
         }
         Ok(())
+    }
+
+    /// Starts what should run of a deployment. What cannot start says so in its status, and `resume`
+    /// tries again.
+    fn start_or_note(&self, deployment: &Deployment) {
+        let mut state = deployment.state.lock();
+        let live = state.record.live;
+        // What failed before may not fail again; in the catalogue it stays until it is settled.
+        let clear = |state: &mut DeploymentState, failure| {
+            if let Some(generation) = state.record.generation_mut(live) {
+                generation.failure = failure;
+            }
+        };
+        clear(&mut state, None);
+        if !self.inner.safe
+            && let Err(error) = self.start_running(&mut state)
+        {
+            tracing::error!(deployment = %state.record.name(), "cannot start: {error}");
+            clear(&mut state, Some(error.to_string()));
+        }
+        self.inner.attention.raise(state.record.id);
     }
 
     /// Starts the tasks of every generation that should run and does not: the live one first.
@@ -179,21 +185,11 @@ impl Registry {
         commit.guards.push(Guard { key: key.clone(), expected: None });
         commit.metadata.push((key, Some(stored.clone())));
         self.commit(commit)?;
-        let mut state = DeploymentState {
-            record,
-            stored,
-            running: BTreeMap::new(),
-            last_pause: None,
-            replay_began: BTreeMap::new(),
-        };
-        if !self.inner.safe {
-            self.start_running(&mut state)?;
-        }
-        let deployment =
-            Arc::new(Deployment { state: Mutex::new(state), operation: Mutex::new(()) });
-        self.inner.deployments.write().insert(spec.name.clone(), deployment);
+        let deployment = Deployment::new(record, stored);
+        self.inner.deployments.write().insert(spec.name.clone(), Arc::clone(&deployment));
         let message = format!("{} runs plugin {digest}", spec.name);
         self.inner.events.tell("deployed", spec.name.as_str(), Some(1), message);
+        self.start_or_note(&deployment);
         self.deployment(spec.name.as_str())
     }
 
@@ -223,7 +219,8 @@ impl Registry {
         let _naming = self.inner.naming.lock();
         let deployment = self.find(name)?;
         let _operation = begin(&deployment)?;
-        let mut state = deployment.state.lock();
+        let running = deployment.state.lock().running.clone();
+        let state = deployment.state.lock();
         for owned in state.record.owned_topics() {
             let own = |reader: &DeploymentName| reader != state.record.name();
             if let Some(reader) = self.reader_of_other(owned, &state.record).filter(own) {
@@ -233,9 +230,9 @@ impl Registry {
                 return Err(Error::new(Kind::Conflict, "deployment_in_use", message));
             }
         }
-        for running in state.running.values() {
-            running.stop(STOP_TIMEOUT);
-        }
+        drop(state);
+        stop_all(running.values());
+        let mut state = deployment.state.lock();
         state.running.clear();
         let mut commit = Commit::default();
         for generation in &state.record.generations {
@@ -251,6 +248,13 @@ impl Registry {
             topic.version += 1;
             topic.owner = None;
             let open = topic.open_mount().log;
+            // Logs of a deployment that had the topic before, which nobody else would delete.
+            let older = topic.mounts.iter().filter(|m| !m.retired && m.log != open).map(|m| m.log);
+            for log in older {
+                if !commit.deletes.contains(&log) {
+                    commit.deletes.push(log);
+                }
+            }
             topic.mounts.iter_mut().filter(|m| m.log != open).for_each(|m| m.retired = true);
             commit.topics.push(TopicChange::Put(topic));
         }
@@ -344,14 +348,17 @@ impl Registry {
         crash_point("swap-drafted");
         self.store(&mut state, after, commit)?;
         crash_point("swap-recorded");
-        if !self.inner.safe {
-            self.start_running(&mut state)?;
+        let started = if self.inner.safe { Ok(()) } else { self.start_running(&mut state) };
+        let id = state.record.id;
+        drop(state);
+        if let Err(error) = started {
+            self.end_generation(&deployment, number, Phase::Failed, Some(error.to_string()))?;
+            return Err(error);
         }
         let message =
             format!("{name} replays {} records through plugin {digest}", preflight.records);
         self.inner.events.tell("swap-started", name, Some(number.0), message);
-        drop(state);
-        self.inner.attention.raise(deployment.state.lock().record.id);
+        self.inner.attention.raise(id);
         Ok(SwapStarted { generation: number.0, preflight })
     }
 
@@ -460,7 +467,7 @@ impl Registry {
         to: GenerationNumber,
         kind: &str,
     ) -> Result<(), Error> {
-        let (before, stored, live, next) = {
+        let (before, stored, live, next, others) = {
             let state = deployment.state.lock();
             let running = |number| {
                 state.running.get(&number).cloned().ok_or_else(|| {
@@ -469,7 +476,10 @@ impl Registry {
                 })
             };
             let (live, next) = (running(state.record.live)?, running(to)?);
-            (state.record.clone(), state.stored.clone(), live, next)
+            let others =
+                state.running.iter().filter(|(n, _)| **n != to && **n != state.record.live);
+            let others: Vec<_> = others.map(|(_, running)| Arc::clone(running)).collect();
+            (state.record.clone(), state.stored.clone(), live, next, others)
         };
         let name = before.name().to_string();
         let now = self.inner.clock.now_ms();
@@ -504,6 +514,8 @@ impl Registry {
             after,
             live: &live,
             next: &next,
+            others: &others,
+            clock: &*self.inner.clock,
             timeout,
         };
         let after = flip.run()?;
@@ -636,7 +648,7 @@ impl Registry {
         let _operation = begin(&deployment)?;
         let mut state = deployment.state.lock();
         let live = state.record.live;
-        let failed = state.running.get(&live).is_some_and(|r| r.failure().is_some());
+        let failed = state.running.get(&live).is_none_or(|r| r.failure().is_some());
         if state.record.paused != paused || failed {
             let mut after = state.record.clone();
             after.paused = paused;
@@ -645,7 +657,9 @@ impl Registry {
             }
             self.store(&mut state, after, Commit::default())?;
             if failed && !paused {
-                self.restart_live(&mut state)?;
+                drop(state);
+                self.restart(&deployment);
+                state = deployment.state.lock();
             }
             if let Some(running) = state.running.get(&live) {
                 running.tasks.iter().for_each(|task| task.set_hold(paused));
@@ -657,13 +671,12 @@ impl Registry {
         self.deployment(name)
     }
 
-    /// Starts the live tasks anew; those that follow them are started anew too.
-    fn restart_live(&self, state: &mut DeploymentState) -> Result<(), Error> {
-        for running in state.running.values() {
-            running.stop(STOP_TIMEOUT);
-        }
-        state.running.clear();
-        self.start_running(state)
+    /// Starts all tasks anew: the live ones, and those that follow them.
+    fn restart(&self, deployment: &Deployment) {
+        let running = deployment.state.lock().running.clone();
+        stop_all(running.values());
+        deployment.state.lock().running.clear();
+        self.start_or_note(deployment);
     }
 
     /// Puts a deployment's next record into the catalogue, with what else `commit` holds.
@@ -680,6 +693,16 @@ impl Registry {
         self.commit(commit)?;
         (state.record, state.stored) = (after, stored);
         Ok(())
+    }
+}
+
+/// Asks all tasks of some generations to end, and waits for them.
+fn stop_all<'a>(running: impl Iterator<Item = &'a Arc<RunningGeneration>> + Clone) {
+    running.clone().flat_map(|r| &r.tasks).for_each(|task| task.request_stop());
+    for running in running {
+        if !running.stop(STOP_TIMEOUT) {
+            tracing::warn!("tasks did not end within {STOP_TIMEOUT:?}; their commits are fenced");
+        }
     }
 }
 

@@ -143,9 +143,10 @@ impl DeploymentRecord {
         self.generations.iter().find(candidate)
     }
 
-    /// The warm generation, if its lease lasts.
+    /// The warm generation whose lease lasts longest: the one that was live before.
     pub fn warm(&self) -> Option<&GenerationRecord> {
-        self.generations.iter().find(|g| g.phase == Phase::Warm)
+        let warm = self.generations.iter().filter(|g| g.phase == Phase::Warm);
+        warm.max_by_key(|g| g.warm_until_ms)
     }
 
     /// The id of a generation.

@@ -22,7 +22,7 @@ use super::metrics::{HostMetrics, PartitionLabels};
 use super::record::{DeploymentRecord, PluginRecord};
 use super::running::{RunningGeneration, topic};
 use super::{Error, Event, Kind, PartitionStatus, PluginStatus, TopicStatus};
-use crate::clock::{SharedClock, SystemClock};
+use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::log::{
     Append, Commit, CommitError, Log, LogConfig, LogKind, LogSpec, Topic, TopicChange, TopicFormat,
@@ -30,7 +30,7 @@ use crate::log::{
 };
 use crate::plugin::{Plugin, Runtime};
 use crate::storage::{self, FileSystem, OsFileSystem, Storage};
-use crate::task::{Environment, FileWriters, StateOf, Workers};
+use crate::task::{Environment, FileWriters, StateOf, Workers, quarantine_checkpoints};
 use crate::types::{
     DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, Offset, PartitionId, Records,
     TopicId, TopicName, partition_of_key, take_records,
@@ -85,6 +85,20 @@ pub(super) struct Deployment {
     pub state: Mutex<DeploymentState>,
     /// Held by whoever changes the deployment; a second one is told instead of waiting.
     pub operation: Mutex<()>,
+}
+
+impl Deployment {
+    /// A deployment of which nothing runs yet.
+    pub fn new(record: DeploymentRecord, stored: Vec<u8>) -> Arc<Self> {
+        let state = DeploymentState {
+            record,
+            stored,
+            running: BTreeMap::new(),
+            last_pause: None,
+            replay_began: BTreeMap::new(),
+        };
+        Arc::new(Self { state: Mutex::new(state), operation: Mutex::new(()) })
+    }
 }
 
 /// What a deployment is at the moment.
@@ -161,8 +175,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the directory cannot be used, is another host's, or is damaged.
-    pub fn open(config: &Config, safe: bool) -> Result<Self, Error> {
-        let clock = SystemClock::shared();
+    pub fn open(config: &Config, safe: bool, clock: SharedClock) -> Result<Self, Error> {
         let file_system: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let dir = config.data.dir.clone();
         let storage = Storage::open(&dir, &file_system, &clock);
@@ -190,6 +203,10 @@ impl Registry {
                 Error::new(Kind::Internal, "cannot_open", message)
             })?;
         }
+        file_system.sync_dir(&dir).map_err(|e| {
+            let message = format!("cannot sync {}: {e}", dir.display());
+            Error::new(Kind::Internal, "cannot_open", message)
+        })?;
         let count = match config.tasks.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
@@ -206,6 +223,8 @@ impl Registry {
             checkpoint_dir: dir.join("checkpoints"),
             observer: Arc::clone(&metrics) as Arc<_>,
         });
+        quarantine_checkpoints(&env, &dir.join("quarantine"))
+            .map_err(|e| Error::new(Kind::Internal, "cannot_open", e))?;
         let registry = Self {
             inner: Arc::new(Inner {
                 config: config.clone(),
@@ -258,10 +277,11 @@ impl Registry {
             generation.stop(Duration::from_secs(30));
         }
         self.inner.workers.close();
+        // After this no checkpoint is under way that the next ones could meet.
+        self.inner.env.files.close();
         for deployment in &deployments {
             self.checkpoint(&deployment.state.lock().record);
         }
-        self.inner.env.files.close();
         self.inner.log.close();
     }
 

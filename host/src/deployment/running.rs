@@ -107,7 +107,7 @@ impl RunningGeneration {
                 Role::Follow(Arc::clone(&leader.tasks[partition.0 as usize]))
             });
             let class = if leader.is_some() { Class::Replay } else { Class::Live };
-            let journal = spec.journal;
+            let journal = (spec.journal, start.clone());
             let shared = TaskShared::new(
                 spec.generation,
                 partition,

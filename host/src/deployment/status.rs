@@ -55,9 +55,9 @@ pub struct TaskStatus {
     pub partition: u32,
     /// Next offset to be read from each input, committed.
     pub inputs: Vec<u64>,
-    /// `starting`, `running`, `idle`, `held`, `stopped` or `failed`.
+    /// `starting`, `running`, `idle`, `held`, `waiting`, `stopped` or `failed`.
     pub state: String,
-    /// Why it failed.
+    /// Why it failed, or what it waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
 }
@@ -204,7 +204,7 @@ pub struct PartitionStatus {
 /// Something that happened to a deployment, as `/v1/events` tells it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Counts up from 1 since the host started.
+    /// Rises with every event, across restarts of the host too.
     pub id: u64,
     /// When, RFC 3339.
     pub at: String,

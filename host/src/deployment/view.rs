@@ -115,6 +115,7 @@ fn tasks(running: &RunningGeneration) -> Vec<TaskStatus> {
             RunState::Running => ("running", None),
             RunState::Idle => ("idle", None),
             RunState::Held => ("held", None),
+            RunState::Blocked(reason) => ("waiting", Some(reason)),
             RunState::Stopped(reason) if reason.is_empty() => ("stopped", None),
             RunState::Stopped(reason) => ("failed", Some(reason)),
         };

@@ -71,6 +71,8 @@ pub enum TopicChange {
 pub struct Commit {
     /// Conditions; one that does not hold refuses the commit as fenced.
     pub guards: Vec<Guard>,
+    /// Partitions that must end at these offsets; one that has grown refuses the commit as fenced.
+    pub ends: Vec<(LogId, PartitionId, Offset)>,
     /// Logs to create; the same commit may append to them.
     pub creates: Vec<LogSpec>,
     /// Logs to delete with all their records.

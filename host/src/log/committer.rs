@@ -345,6 +345,13 @@ fn check(shared: &Shared, catalog: &Catalog, commit: &Commit) -> Result<(), Comm
             return Err(CommitError::Fenced { key: guard.key.escape_ascii().to_string() });
         }
     }
+    for (log, partition, end) in &commit.ends {
+        if catalog.partitions.get(&(*log, *partition)).is_some_and(|p| p.next != *end) {
+            return Err(CommitError::Fenced {
+                key: format!("end of log {log} partition {partition}"),
+            });
+        }
+    }
     if let Some((key, _)) = commit.metadata.iter().find(|(key, _)| foreign(key)) {
         return invalid(format!("metadata key \"{}\" is not reserved", key.escape_ascii()));
     }

@@ -6,13 +6,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use arrow_array::{Array, BinaryArray, ListArray};
-use arrow_buffer::{ArrowNativeType, ScalarBuffer};
-use arrow_select::concat::concat;
-
 use super::partition::{Partition, Run};
 use super::segment::Segment;
-use crate::types::{Batch, Headers, LogId, Offset, PartitionId, Records, Sources};
+use crate::types::{Batch, LogId, Offset, PartitionId, Records, concat_records};
 
 /// No batch holds more bytes than this, so that positions in a column fit 31 bits.
 const MAX_BATCH_BYTES: usize = 256 << 20;
@@ -229,58 +225,6 @@ fn join(runs: Vec<(Offset, Records)>) -> Option<Batch> {
     }
     let records: Vec<Records> = runs.into_iter().map(|(_, records)| records).collect();
     Some(Batch { offsets: offsets.into(), records: concat_records(&records)? })
-}
-
-/// All `parts` in one, which must be [`joinable`]; `None` of none.
-pub(super) fn concat_records(parts: &[Records]) -> Option<Records> {
-    let [first, rest @ ..] = parts else { return None };
-    if rest.is_empty() {
-        return Some(first.clone());
-    }
-    let headers = parts.iter().any(|p| p.headers.is_some()).then(|| {
-        let lists: Vec<ListArray> = parts
-            .iter()
-            .map(|p| match &p.headers {
-                Some(headers) => headers.as_list().clone(),
-                None => Headers::none(p.len()).as_list().clone(),
-            })
-            .collect();
-        Headers::from_list(concat_columns(&lists.iter().collect::<Vec<_>>()))
-    });
-    let sources = first.sources.as_ref().map(|head| {
-        let all: Vec<&Sources> = parts.iter().filter_map(|p| p.sources.as_ref()).collect();
-        Sources {
-            generation: head.generation,
-            inputs: concat_numbers(all.iter().map(|s| &s.inputs)),
-            partitions: concat_numbers(all.iter().map(|s| &s.partitions)),
-            offsets: concat_numbers(all.iter().map(|s| &s.offsets)),
-            ordinals: concat_numbers(all.iter().map(|s| &s.ordinals)),
-        }
-    });
-    Some(Records {
-        timestamps: concat_numbers(parts.iter().map(|p| &p.timestamps)),
-        keys: concat_columns::<BinaryArray>(&parts.iter().map(|p| &p.keys).collect::<Vec<_>>()),
-        values: concat_columns::<BinaryArray>(&parts.iter().map(|p| &p.values).collect::<Vec<_>>()),
-        headers,
-        sources,
-    })
-}
-
-fn concat_columns<T: Array + Clone + 'static>(columns: &[&T]) -> T {
-    let columns: Vec<&dyn Array> = columns.iter().map(|c| *c as &dyn Array).collect();
-    let joined =
-        concat(&columns).expect("columns of one type, below MAX_BATCH_BYTES, can be joined");
-    joined.as_any().downcast_ref::<T>().expect("joining keeps the type").clone()
-}
-
-fn concat_numbers<'a, T: ArrowNativeType>(
-    columns: impl Iterator<Item = &'a ScalarBuffer<T>>,
-) -> ScalarBuffer<T> {
-    let mut joined = Vec::new();
-    for column in columns {
-        joined.extend_from_slice(column);
-    }
-    joined.into()
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::columns;
-use super::reader::{ReadError, concat_records, fitting, joinable};
+use super::reader::{ReadError, fitting, joinable};
 use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem};
-use crate::types::{Batch, LogId, Offset, PartitionId, Records};
+use crate::types::{Batch, LogId, Offset, PartitionId, Records, concat_records};
 
 /// Records of one block, at most.
 const BLOCK_RECORDS: usize = 32_768;

@@ -275,14 +275,19 @@ impl TopicPartition {
             let (inner, listener) = (Arc::downgrade(&inner), Arc::clone(&listener));
             move || {
                 let (Some(topic), Some(inner)) = (topic.upgrade(), inner.upgrade()) else { return };
-                let mounted = topic.physical(topic.state().open_mount(), id);
-                let wake = Arc::clone(&listener);
-                *inner.lock() = mounted.map(|p| p.subscribe(Box::new(move || wake())));
+                {
+                    // Held from the look at the mount on: a slow caller must not undo a newer one.
+                    let mut inner = inner.lock();
+                    let mounted = topic.physical(topic.state().open_mount(), id);
+                    let wake = Arc::clone(&listener);
+                    *inner = mounted.map(|p| p.subscribe(Box::new(move || wake())));
+                }
                 listener();
             }
         };
+        let attach = Arc::new(attach);
+        let outer = self.topic.signal.subscribe(Arc::clone(&attach) as Arc<_>);
         attach();
-        let outer = self.topic.signal.subscribe(Arc::new(attach));
         Subscription::of((outer, inner))
     }
 
@@ -344,13 +349,14 @@ impl TopicReader {
         // Bases rise, and the first is at or below every offset that was ever valid.
         let index = mounts.partition_point(|m| m.base[p] <= from).max(1) - 1;
         let mount = &mounts[index];
-        if mount.retired {
-            let next = self.partition.start_offset();
-            return Err(ReadError::Retired { partition: self.partition.id, from, next });
-        }
         let base = mount.base[p];
         let closed = mount.to.as_ref().map_or(Offset::LIMIT, |to| to[p]);
         let at = Offset(from.0.saturating_sub(base.0));
+        // Who stands at the marker has read all of the mount and misses nothing.
+        if mount.retired && at < closed {
+            let next = self.partition.start_offset();
+            return Err(ReadError::Retired { partition: self.partition.id, from, next });
+        }
         let to = Offset(to.0.saturating_sub(base.0));
         if at < closed {
             let batch = self.open(mount)?.read(at, to.min(closed), max_records, max_bytes);

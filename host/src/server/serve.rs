@@ -6,6 +6,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -88,7 +89,7 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
     let refused = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
-    let app = App::new(config.clone(), clock);
+    let app = App::new(config.clone(), Arc::clone(&clock));
     let (goodbye, said) = oneshot::channel::<()>();
     let server = axum::serve(listener, router(app.clone()))
         .with_graceful_shutdown(async { drop(said.await) })
@@ -97,7 +98,7 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
 
     let dir = config.data.dir.clone();
     let drain = Duration::from_millis(config.http.drain_ms);
-    let mut opening = tokio::task::spawn_blocking(move || Registry::open(&config, safe));
+    let mut opening = tokio::task::spawn_blocking(move || Registry::open(&config, safe, clock));
     let opened = tokio::select! {
         opened = &mut opening => opened,
         () = signals.next() => {

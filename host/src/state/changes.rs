@@ -4,8 +4,8 @@
 //! the entry's value, or null where the entry was deleted. Byte order of these keys is the order of a
 //! checkpoint: by store, then by key.
 
+use arrow_array::BinaryArray;
 use arrow_array::builder::BinaryBuilder;
-use arrow_array::{Array, BinaryArray};
 use hashbrown::HashMap;
 
 type Bytes = Box<[u8]>;
@@ -68,14 +68,6 @@ impl Changes {
         let mut sorted = self.entries.into_iter().collect::<Vec<_>>();
         sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         sorted
-    }
-
-    /// Adds the records of a changelog, in order.
-    pub fn extend(&mut self, keys: &BinaryArray, values: &BinaryArray) {
-        for i in 0..keys.len() {
-            let value = values.is_valid(i).then(|| values.value(i).into());
-            self.set_full(keys.value(i).into(), value);
-        }
     }
 
     /// Splits a changelog key into store and entry key.

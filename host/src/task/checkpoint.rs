@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::Environment;
-use crate::log::{Commit, Guard};
+use crate::log::{Commit, CommitError, Guard};
 use crate::state::{Changes, StoreSet, checkpoint};
 use crate::storage::crash_point;
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
@@ -66,9 +66,26 @@ impl StateOf {
     /// # Errors
     /// When either cannot be read, in words.
     pub fn restore(&self, env: &Environment, stores: usize) -> Result<StoreSet, String> {
+        // A checkpoint that was under way when the task was stopped may take this one's place, and
+        // its file and changelog with it, while it is being read.
+        loop {
+            let newest = self.newest(env)?;
+            let restored = self.restore_from(env, stores, newest.as_ref().map(|(m, _)| m));
+            if self.newest(env)? == newest {
+                return restored;
+            }
+        }
+    }
+
+    fn restore_from(
+        &self,
+        env: &Environment,
+        stores: usize,
+        newest: Option<&Manifest>,
+    ) -> Result<StoreSet, String> {
         let mut set = StoreSet::new(stores);
         let mut next = Offset::ZERO;
-        if let Some((manifest, _)) = self.newest(env)? {
+        if let Some(manifest) = newest {
             let path = env.checkpoint_dir.join(&manifest.file);
             checkpoint::load(&*env.file_system, &path, |store, key, value| {
                 set.restore(store, key, Some(value));
@@ -88,12 +105,11 @@ impl StateOf {
     fn read_changelog(
         &self,
         env: &Environment,
-        next: Offset,
+        mut next: Offset,
         mut each: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), String>,
     ) -> Result<Offset, String> {
         let changelog = env.log.partition(self.changelog, self.partition);
         let changelog = changelog.ok_or("its changelog is not there")?;
-        let mut next = next.max(changelog.log_start_offset());
         let (mut reader, end) = (changelog.reader(), changelog.durable_offset());
         while let Some(batch) =
             reader.read(next, end, usize::MAX, 8 << 20).map_err(|e| e.to_string())?
@@ -136,7 +152,9 @@ impl StateOf {
             return Ok(());
         }
         let GenerationId { deployment, number } = self.generation;
-        let file = format!("{deployment}-{number}-{}-{end}.arrow", self.partition);
+        // Never the name of another checkpoint, even of one that is being written beside this one.
+        let id = env.log.allocate_id();
+        let file = format!("{deployment}-{number}-{}-{end}-{id}.arrow", self.partition);
         let base = newest.as_ref().map(|(manifest, _)| env.checkpoint_dir.join(&manifest.file));
         let path = env.checkpoint_dir.join(&file);
         let about = json!({
@@ -161,8 +179,13 @@ impl StateOf {
         };
         let committed = env.log.commit_blocking(commit);
         crash_point("checkpoint-recorded");
-        // Whichever of the two is not the newest now is of no more use.
-        let useless = if committed.is_ok() { base } else { Some(path) };
+        // Whichever of the two is not the newest now is of no more use. After a failure of storage
+        // that is not known: both stay.
+        let useless = match &committed {
+            Ok(_) => base,
+            Err(CommitError::Stopped { .. }) => None,
+            Err(_) => Some(path),
+        };
         if let Some(path) = useless {
             remove(env, &path);
         }
@@ -182,6 +205,32 @@ pub fn checkpoint_files(env: &Environment, generation: GenerationId) -> Vec<Path
         tracing::warn!(%generation, "cannot list checkpoints: {error}");
     }
     files
+}
+
+/// Sets aside the files in the directory of checkpoints that no manifest names: what a crash left
+/// behind. Nothing unknown is deleted.
+///
+/// # Errors
+/// When the catalogue or the directory cannot be read.
+pub fn quarantine_checkpoints(env: &Environment, quarantine: &Path) -> Result<usize, String> {
+    let mut known = std::collections::BTreeSet::new();
+    let scanned = env.log.metadata_scan(b"k", |_, value| {
+        if let Ok(manifest) = serde_json::from_slice::<Manifest>(&value) {
+            known.insert(manifest.file);
+        }
+    });
+    scanned.map_err(|e| e.to_string())?;
+    let entries = env.file_system.list(&env.checkpoint_dir).map_err(|e| e.to_string())?;
+    let unknown = entries.into_iter().filter(|e| !e.is_dir && !known.contains(&e.name));
+    let mut moved = 0;
+    for entry in unknown {
+        let from = env.checkpoint_dir.join(&entry.name);
+        env.file_system.create_dir_all(quarantine).map_err(|e| e.to_string())?;
+        env.file_system.rename(&from, &quarantine.join(&entry.name)).map_err(|e| e.to_string())?;
+        tracing::warn!("{} is no checkpoint that is known: moved to quarantine", from.display());
+        moved += 1;
+    }
+    Ok(moved)
 }
 
 /// Removes a checkpoint's file that nothing names any more. One that cannot be removed is set aside

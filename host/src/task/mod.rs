@@ -19,7 +19,10 @@ mod spec;
 mod step;
 mod workers;
 
-pub use checkpoint::{StateOf, checkpoint_files, checkpoint_prefix, remove as remove_checkpoint};
+pub use checkpoint::{
+    StateOf, checkpoint_files, checkpoint_prefix, quarantine_checkpoints,
+    remove as remove_checkpoint,
+};
 pub use cursor::{Cursor, cursor_key, cursor_prefix};
 pub use pending::{CommitMode, FileWriters};
 pub use shared::{Role, RunState, TaskShared};

@@ -129,7 +129,7 @@ impl Processor {
         match result {
             Ok(output) => {
                 let overlay = std::mem::replace(&mut *overlay.lock(), Overlay::new(0));
-                self.shared.working.write().stores.apply(overlay);
+                self.shared.working.write().apply(overlay, input);
                 // An instance that was started with a doubled budget gives its verdict only.
                 self.instance = (!fresh).then_some(instance);
                 Ok(Ok(output))

@@ -6,7 +6,8 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::{Class, Cursor, Handle};
-use crate::state::StoreSet;
+use crate::plugin::Input;
+use crate::state::{Overlay, StoreSet};
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
 
 /// How far a task may read.
@@ -29,6 +30,8 @@ pub enum RunState {
     Idle,
     /// Held at a commit by a flip or a pause: nothing is in flight.
     Held,
+    /// Cannot commit now, for this reason; tries again when it is woken.
+    Blocked(String),
     /// Ended; the reason is empty where it was asked to stop.
     Stopped(String),
 }
@@ -40,6 +43,24 @@ pub(super) struct Working {
     pub inputs: Vec<Offset>,
     /// Counts the batches applied.
     pub version: u64,
+}
+
+impl Working {
+    /// Takes the state changes of a call that processed `input`.
+    pub fn apply(&mut self, overlay: Overlay, input: &Input) {
+        self.stores.apply(overlay);
+        self.advance(input);
+    }
+
+    /// Notes that `input` is processed.
+    pub fn advance(&mut self, input: &Input) {
+        self.version += 1;
+        let mut at = 0;
+        for run in &input.runs {
+            at += run.count as usize;
+            self.inputs[run.input as usize] = Offset(input.batch.offsets[at - 1] + 1);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -69,6 +90,8 @@ pub struct TaskShared {
     pub partition: PartitionId,
     /// Where it records the order of its inputs.
     pub journal: LogId,
+    /// Where it began in each input: its journal knows of nothing before.
+    pub start: Vec<Offset>,
     pub(super) working: RwLock<Working>,
     durable: Mutex<Durable>,
     changed: Condvar,
@@ -86,7 +109,7 @@ impl TaskShared {
     pub fn new(
         generation: GenerationId,
         partition: PartitionId,
-        journal: LogId,
+        (journal, start): (LogId, Vec<Offset>),
         cursor: Cursor,
         cursor_bytes: Option<Vec<u8>>,
         role: Role,
@@ -97,6 +120,7 @@ impl TaskShared {
             generation,
             partition,
             journal,
+            start,
             working: RwLock::default(),
             durable: Mutex::new(Durable {
                 cursor,
@@ -150,11 +174,6 @@ impl TaskShared {
         self.durable.lock().run.clone()
     }
 
-    /// Whether everything below `bound` is read and committed.
-    pub fn has_reached(&self, bound: &[Offset]) -> bool {
-        self.durable.lock().reached.as_deref() == Some(bound)
-    }
-
     /// Whether the task has been as far as it may read, at least once.
     pub fn has_caught_up(&self) -> bool {
         self.durable.lock().caught_up
@@ -205,6 +224,13 @@ impl TaskShared {
     /// Asks the task to stand still at its next commit, or lets it go on.
     pub fn set_hold(&self, hold: bool) {
         self.control.lock().hold = hold;
+        if !hold {
+            // A task that steps on is no longer held, whatever it last said.
+            let mut durable = self.durable.lock();
+            if durable.run == RunState::Held {
+                durable.run = RunState::Running;
+            }
+        }
         self.wake();
     }
 
@@ -250,15 +276,25 @@ impl TaskShared {
         timeout: Duration,
         ask: impl FnOnce(&mut StoreSet) -> T,
     ) -> Option<(T, Vec<Offset>)> {
+        {
+            let mut durable = self.durable.lock();
+            let starting = |d: &mut Durable| d.run == RunState::Starting;
+            self.changed.wait_while_for(&mut durable, starting, timeout);
+            if matches!(durable.run, RunState::Starting | RunState::Stopped(_)) {
+                return None;
+            }
+        }
         let (answer, inputs, version) = {
             let mut working = self.working.write();
             let answer = ask(&mut working.stores);
             (answer, working.inputs.clone(), working.version)
         };
         let mut durable = self.durable.lock();
-        let pending = |d: &mut Durable| d.version < version || d.run == RunState::Starting;
-        let timed_out = self.changed.wait_while_for(&mut durable, pending, timeout).timed_out();
-        (!timed_out).then_some((answer, inputs))
+        let pending = |d: &mut Durable| {
+            d.version < version && !matches!(d.run, RunState::Stopped(_) | RunState::Blocked(_))
+        };
+        self.changed.wait_while_for(&mut durable, pending, timeout);
+        (durable.version >= version).then_some((answer, inputs))
     }
 
     /// Entries and bytes of a store, committed or not.
@@ -274,6 +310,11 @@ impl TaskShared {
     /// Bytes of all stores.
     pub fn state_bytes(&self) -> u64 {
         self.working.read().stores.total_bytes()
+    }
+
+    /// Forgets what others knew of working state: it is about to be loaded anew.
+    pub(super) fn restart(&self) {
+        self.durable.lock().version = 0;
     }
 
     pub(super) fn set_run(&self, run: RunState) {

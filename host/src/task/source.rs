@@ -237,15 +237,12 @@ impl Taken {
     }
 
     fn finish(mut self) -> Option<(Batch, Vec<Run>)> {
-        if self.parts.is_empty() {
-            return None;
-        }
         // Inputs that are outputs of deployments carry sources of their own; the plugin never sees
         // them, and parts with and without cannot be joined.
         for part in &mut self.parts {
             part.records.sources = None;
         }
-        Some((concat_batches(&self.parts), self.runs))
+        Some((concat_batches(&self.parts)?, self.runs))
     }
 }
 

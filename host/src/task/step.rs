@@ -4,6 +4,7 @@
 //! as one. So commits grow with the load, and an idle task commits at once.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +18,7 @@ use super::{
     Cursor, Environment, OutputSpec, Poison, Role, RunState, Step, Stepped, TaskShared, TaskSpec,
     cursor_key,
 };
-use crate::log::{Append, Commit, Guard, SegmentWriter};
+use crate::log::{Append, Commit, CommitError, Guard, SegmentError, SegmentWriter};
 use crate::plugin::Input;
 use crate::storage::crash_point;
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
@@ -28,7 +29,28 @@ const NEAR_END_RECORDS: u64 = 200_000;
 /// The most bytes of one append to the head, so that a group stays short.
 const APPEND_BYTES: usize = 4 << 20;
 
-type Outgoing = Arc<Mutex<Option<Result<(), String>>>>;
+/// Batches after which a task that writes files commits, whatever they made: a crash in the middle of
+/// history then costs seconds, and progress can be seen.
+const COMMIT_BATCHES: usize = 128;
+
+/// Runs of input after which a task commits, so that its journal record stays small.
+const COMMIT_RUNS: usize = 65_536;
+
+/// Why a commit was refused.
+struct Refused {
+    /// Whether the same may be taken later.
+    later: bool,
+    message: String,
+}
+
+impl From<CommitError> for Refused {
+    fn from(error: CommitError) -> Self {
+        let later = matches!(error, CommitError::DiskFull { .. });
+        Self { later, message: error.to_string() }
+    }
+}
+
+type Outgoing = Arc<Mutex<Option<Result<(), Refused>>>>;
 
 /// A task, as workers step it.
 pub struct Task {
@@ -51,6 +73,9 @@ struct Running {
     outgoing: Option<Outgoing>,
     /// Whether a checkpoint is being written.
     checkpointing: Arc<AtomicBool>,
+    /// Whether there may be records left from before the generation that is followed began: its
+    /// journal does not cover them.
+    before_leader: bool,
 }
 
 impl Task {
@@ -71,6 +96,7 @@ impl Task {
             Failure::Read(format!("state of generation {generation} partition {partition}: {e}"))
         })?;
         let inputs = cursor.inputs.clone();
+        self.shared.restart();
         *self.shared.working.write() = Working { stores, inputs, version: 0 };
         let (spec, shared) = (Arc::clone(&self.spec), Arc::clone(&self.shared));
         Ok(Running {
@@ -81,6 +107,7 @@ impl Task {
             sent: self.shared.cursor_bytes(),
             outgoing: None,
             checkpointing: Arc::default(),
+            before_leader: true,
         })
     }
 
@@ -100,7 +127,8 @@ impl Task {
                     running.outgoing = None;
                     self.checkpoint_if_due();
                 }
-                Some(Err(error)) => return Err(Failure::Commit(error)),
+                Some(Err(refused)) if refused.later => return Ok(self.block(refused.message)),
+                Some(Err(refused)) => return Err(Failure::Commit(refused.message)),
                 None => {}
             }
         }
@@ -109,7 +137,7 @@ impl Task {
         if self.shared.is_stopping() || self.shared.is_held() {
             return self.stand_still(busy);
         }
-        if busy && running.made_bytes(&self.shared) >= self.commit_limit() {
+        if busy && self.is_full() {
             return Ok(Stepped::Wait);
         }
         let bound = self.bound();
@@ -119,6 +147,24 @@ impl Task {
             self.process(input)?;
         }
         self.after_read(moved, &bound)
+    }
+
+    /// Lets go of everything that is not durable, to begin again from there when woken.
+    fn block(&mut self, reason: String) -> Stepped {
+        let (generation, partition) = (self.spec.generation, self.spec.partition);
+        tracing::warn!(%generation, %partition, "task waits: {reason}");
+        self.running = None;
+        self.shared.set_run(RunState::Blocked(reason));
+        Stepped::Wait
+    }
+
+    /// Whether what is pending is enough for a commit.
+    fn is_full(&self) -> bool {
+        let Some(running) = &self.running else { return false };
+        let journal = &running.pending.journal;
+        running.made_bytes(&self.shared) >= self.commit_limit()
+            || journal.runs.len() >= COMMIT_RUNS
+            || (!running.cursor.head && journal.cuts.len() >= COMMIT_BATCHES)
     }
 
     /// Has a checkpoint written beside the workers when the changelog has grown long.
@@ -152,7 +198,7 @@ impl Task {
             return Ok(Stepped::Wait);
         }
         if !running.pending.is_empty() {
-            self.send(true)?;
+            self.send()?;
             return Ok(Stepped::Wait);
         }
         if self.shared.is_stopping() {
@@ -165,7 +211,9 @@ impl Task {
 
     /// How far to read: the offsets, whether they are another task's, and that one's journal.
     fn bound(&self) -> (Vec<Offset>, Option<LogId>) {
+        let before_leader = self.running.as_ref().is_some_and(|r| r.before_leader);
         match self.shared.role() {
+            Role::Follow(live) if before_leader => (live.start.clone(), None),
             Role::Follow(live) => (live.positions(), Some(live.journal)),
             Role::Live => {
                 let partition = self.spec.partition;
@@ -208,7 +256,7 @@ impl Task {
         cursor.records += input.batch.len() as u64;
         let highest = input.batch.records.timestamps.iter().max().copied();
         cursor.stream_time_ms = cursor.stream_time_ms.max(highest);
-        let observer = &self.env.observer;
+        let (observer, shared) = (&self.env.observer, &self.shared);
         processor.process(input, |part, outcome| {
             let rejected = match outcome {
                 Outcome::Done(output) => {
@@ -220,6 +268,7 @@ impl Task {
                     output.rejections
                 }
                 Outcome::Poison(reason) => {
+                    shared.working.write().advance(part);
                     observer.poison(spec, &reason);
                     let run = &part.runs[0];
                     let verdict = (run.input, run.partition, part.batch.offsets[0]);
@@ -232,9 +281,6 @@ impl Task {
         if processor.started > before {
             pending.journal.starts.push(pending.journal.cuts.len() as u32 - 1);
         }
-        let mut working = self.shared.working.write();
-        working.inputs.clone_from(&cursor.inputs);
-        working.version += 1;
         Ok(())
     }
 
@@ -244,27 +290,38 @@ impl Task {
         moved: bool,
         bound: &(Vec<Offset>, Option<LogId>),
     ) -> Result<Stepped, Failure> {
-        let limit = self.commit_limit();
+        let full = self.is_full();
         let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
         let busy = running.outgoing.is_some();
-        let made = running.made_bytes(&self.shared);
         if moved {
-            let head = running.cursor.head;
-            if !busy && (head || made >= limit) {
-                self.send(false)?;
+            if !busy && (running.cursor.head || full) && !self.send()? {
+                return Ok(Stepped::Wait);
             }
             return Ok(Stepped::Again);
         }
-        self.shared.set_caught_up();
+        if std::mem::take(&mut running.before_leader) {
+            return Ok(Stepped::Again);
+        }
+        if !busy {
+            self.spec.mode.note_near(&self.shared);
+        }
+        // A task that began in a later mount than the live one reads has nothing to read either; it
+        // has caught up only once the live one has come to where it is.
+        let positions = running.source.positions();
+        let ahead = positions.iter().zip(&bound.0).any(|(position, to)| position > to);
+        if !ahead {
+            self.shared.set_caught_up();
+        }
         if !running.pending.is_empty() {
             if !busy {
-                self.send(true)?;
+                self.send()?;
             }
             return Ok(Stepped::Wait);
         }
         if !busy {
-            self.spec.mode.note_near(&self.shared);
-            self.shared.set_reached(bound.0.clone());
+            if !ahead {
+                self.shared.set_reached(bound.0.clone());
+            }
             self.shared.set_run(RunState::Idle);
         }
         Ok(Stepped::Wait)
@@ -289,17 +346,19 @@ impl Task {
         left.sum::<u64>() < NEAR_END_RECORDS
     }
 
-    /// Sends off everything pending as one commit; `all` when there is nothing left to read.
-    fn send(&mut self, all: bool) -> Result<(), Failure> {
-        let near_end = all || self.near_end();
-        let Some(running) = &mut self.running else { return Ok(()) };
+    /// Sends off everything pending as one commit. `false` if that has to wait for other tasks, which
+    /// wake this one.
+    fn send(&mut self) -> Result<bool, Failure> {
+        let head = self.running.as_ref().is_some_and(|running| running.cursor.head);
+        let near_end = head || self.near_end();
+        let Some(running) = &mut self.running else { return Ok(true) };
         let way = if running.cursor.head {
             Way::Head
         } else {
             self.spec.mode.begin(&self.shared, near_end)
         };
         if way == Way::Wait {
-            return Ok(());
+            return Ok(false);
         }
         running.cursor.head |= way == Way::Head;
         let (changes, version) = {
@@ -335,7 +394,7 @@ impl Task {
         running.outgoing = Some(Arc::clone(&outgoing));
         let cursor = running.cursor.clone();
         let shared = Arc::clone(&self.shared);
-        let done = move |result: Result<(), String>| {
+        let done = move |result: Result<(), Refused>| {
             if result.is_ok() {
                 shared.committed(cursor, cursor_bytes, version);
             }
@@ -346,7 +405,7 @@ impl Task {
             Way::Head => parts.through_head(&self.env, Box::new(done)),
             _ => parts.through_files(&self.env, Box::new(done)),
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -369,6 +428,12 @@ impl Step for Task {
                 Stepped::Done
             }
         }
+    }
+
+    fn panicked(&mut self) {
+        self.running = None;
+        let reason = "a fault of the host: see its log for the panic, and report it";
+        self.shared.set_run(RunState::Stopped(reason.to_owned()));
     }
 }
 
@@ -417,7 +482,7 @@ fn journal_append(spec: &TaskSpec, entry: &JournalEntry, cursor: &Cursor) -> App
     Append { log: spec.journal, partition: spec.partition, records }
 }
 
-type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
+type Done = Box<dyn FnOnce(Result<(), Refused>) + Send>;
 
 /// A commit with the records that are still to be placed.
 struct Parts {
@@ -450,7 +515,7 @@ impl Parts {
             }
         }
         let done = move |result: Result<_, crate::log::CommitError>| {
-            done(result.map(|_| ()).map_err(|e| e.to_string()));
+            done(result.map(|_| ()).map_err(Refused::from));
         };
         env.log.commit(self.commit, Box::new(done));
     }
@@ -462,29 +527,39 @@ impl Parts {
             mode.end_files();
         };
         let job_env = Arc::clone(env);
-        env.files.submit(Box::new(move || match self.write(&job_env) {
-            Ok(commit) => {
-                crash_point("replay-files-written");
-                let done = move |result: Result<_, crate::log::CommitError>| {
-                    done(result.map(|_| ()).map_err(|e| e.to_string()));
-                };
-                job_env.log.commit(commit, Box::new(done));
+        env.files.submit(Box::new(move || {
+            // A panic must not leave the task waiting for ever.
+            let written = catch_unwind(AssertUnwindSafe(|| self.write(&job_env)));
+            let written = written.unwrap_or_else(|_| {
+                let message =
+                    "a fault of the host while files were written: see its log".to_owned();
+                Err(Refused { later: false, message })
+            });
+            match written {
+                Ok(commit) => {
+                    crash_point("replay-files-written");
+                    let done = move |result: Result<_, CommitError>| {
+                        done(result.map(|_| ()).map_err(Refused::from));
+                    };
+                    job_env.log.commit(commit, Box::new(done));
+                }
+                Err(error) => done(Err(error)),
             }
-            Err(error) => done(Err(error)),
         }));
     }
 
     /// Writes each lane to a file of its own and names them in the commit.
-    fn write(mut self, env: &Environment) -> Result<Commit, String> {
+    fn write(mut self, env: &Environment) -> Result<Commit, Refused> {
         for ((slot, partition), chunks) in self.lanes {
             let Some(log) = Self::log_of(&self.spec, slot) else { continue };
             let count: u64 = chunks.iter().map(|c| c.len() as u64).sum();
+            let failed = |e: SegmentError| Refused { later: false, message: e.to_string() };
             let reserved = env.log.reserve(log, PartitionId(partition), count);
-            let mut writer = SegmentWriter::new(reserved.map_err(|e| e.to_string())?);
+            let mut writer = SegmentWriter::new(reserved.map_err(Refused::from)?);
             for records in &chunks {
-                writer.append(records).map_err(|e| e.to_string())?;
+                writer.append(records).map_err(failed)?;
             }
-            self.commit.segments.extend(writer.finish().map_err(|e| e.to_string())?);
+            self.commit.segments.extend(writer.finish().map_err(failed)?);
         }
         Ok(self.commit)
     }
@@ -496,14 +571,12 @@ fn join_up_to(chunks: Vec<Records>, bytes: usize) -> Vec<Records> {
     for chunk in chunks {
         let more = chunk.size_bytes();
         if !group.is_empty() && size + more > bytes {
-            joined.push(concat_records(&std::mem::take(&mut group)));
+            joined.extend(concat_records(&std::mem::take(&mut group)));
             size = 0;
         }
         size += more;
         group.push(chunk);
     }
-    if !group.is_empty() {
-        joined.push(concat_records(&group));
-    }
+    joined.extend(concat_records(&group));
     joined
 }

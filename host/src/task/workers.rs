@@ -6,6 +6,7 @@
 //! **Invariant:** a task steps on one thread at a time, and a wake-up during a step is not lost.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
@@ -30,6 +31,9 @@ pub enum Stepped {
 pub trait Step: Send {
     /// Does one batch of work.
     fn step(&mut self) -> Stepped;
+
+    /// Told that a step panicked: a fault of the host. It is not stepped again.
+    fn panicked(&mut self);
 }
 
 /// Which queue a task waits in.
@@ -145,7 +149,10 @@ impl Pool {
             slot.state.store(RUNNING, Ordering::Release);
             let began = self.clock.monotonic();
             let stepped = match &mut *slot.step.lock() {
-                Some(step) => step.step(),
+                Some(step) => catch_unwind(AssertUnwindSafe(|| step.step())).unwrap_or_else(|_| {
+                    step.panicked();
+                    Stepped::Done
+                }),
                 None => Stepped::Done,
             };
             let busy = self.clock.monotonic().saturating_sub(began);
@@ -245,6 +252,8 @@ mod tests {
             self.left = self.left.saturating_sub(1);
             if self.left == 0 { Stepped::Wait } else { Stepped::Again }
         }
+
+        fn panicked(&mut self) {}
     }
 
     #[test]

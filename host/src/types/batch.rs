@@ -26,7 +26,7 @@ pub struct Sources {
     pub partitions: ScalarBuffer<u32>,
     /// Offset in that partition, one a record.
     pub offsets: ScalarBuffer<u64>,
-    /// 0 for the first record that the source gave to this lane in its call, then 1, 2, …
+    /// 0 for the first record that the source gave to this output, then 1, 2, …
     pub ordinals: ScalarBuffer<u32>,
 }
 

@@ -1,72 +1,74 @@
 //! Joining columns end to end, for readers and committers that meet many small batches.
 
-use arrow_array::{Array, BinaryArray, ListArray, cast::AsArray};
-use arrow_buffer::ScalarBuffer;
+use arrow_array::{Array, BinaryArray, ListArray};
+use arrow_buffer::{ArrowNativeType, ScalarBuffer};
+use arrow_select::concat::concat;
 
 use super::{Batch, Headers, Records, Sources};
 
-/// All of `parts` in order, copied; a single part is handed back as it is.
+/// All `parts` in order, copied; a single part is handed back as it is, and none give `None`.
 ///
 /// # Panics
-/// When a column would pass 2 GiB, or some parts have sources and others do not: callers bound and
-/// sort what they join.
-pub fn concat_records(parts: &[Records]) -> Records {
-    if let [one] = parts {
-        return one.clone();
+/// When a column would pass 2 GiB, here and below: callers bound what they join. Parts must all have
+/// sources or none have, and sources of one generation.
+pub fn concat_records(parts: &[Records]) -> Option<Records> {
+    let [first, rest @ ..] = parts else { return None };
+    if rest.is_empty() {
+        return Some(first.clone());
     }
     let headers = parts.iter().any(|p| p.headers.is_some()).then(|| {
         let lists: Vec<ListArray> = parts
             .iter()
-            .map(|p| p.headers.as_ref().map_or_else(|| Headers::none(p.len()), Clone::clone))
-            .map(|h| h.as_list().clone())
+            .map(|p| match &p.headers {
+                Some(headers) => headers.as_list().clone(),
+                None => Headers::none(p.len()).as_list().clone(),
+            })
             .collect();
-        let lists: Vec<&dyn Array> = lists.iter().map(|l| l as &dyn Array).collect();
-        let joined = arrow_select::concat::concat(&lists).expect("lists of one type, bounded");
-        Headers::from_list(joined.as_list::<i32>().clone())
+        Headers::from_list(concat_columns(&lists.iter().collect::<Vec<_>>()))
     });
-    Records {
-        timestamps: parts.iter().flat_map(|p| p.timestamps.iter().copied()).collect(),
-        keys: concat_columns(parts.iter().map(|p| &p.keys)),
-        values: concat_columns(parts.iter().map(|p| &p.values)),
+    let sources = first.sources.as_ref().map(|head| {
+        let all: Vec<&Sources> = parts.iter().filter_map(|p| p.sources.as_ref()).collect();
+        Sources {
+            generation: head.generation,
+            inputs: concat_numbers(all.iter().map(|s| &s.inputs)),
+            partitions: concat_numbers(all.iter().map(|s| &s.partitions)),
+            offsets: concat_numbers(all.iter().map(|s| &s.offsets)),
+            ordinals: concat_numbers(all.iter().map(|s| &s.ordinals)),
+        }
+    });
+    Some(Records {
+        timestamps: concat_numbers(parts.iter().map(|p| &p.timestamps)),
+        keys: concat_columns::<BinaryArray>(&parts.iter().map(|p| &p.keys).collect::<Vec<_>>()),
+        values: concat_columns::<BinaryArray>(&parts.iter().map(|p| &p.values).collect::<Vec<_>>()),
         headers,
-        sources: parts.iter().any(|p| p.sources.is_some()).then(|| concat_sources(parts)),
-    }
+        sources,
+    })
 }
 
-/// All of `parts` in order, copied; a single part is handed back as it is. Panics as
-/// [`concat_records`] does.
-pub fn concat_batches(parts: &[Batch]) -> Batch {
+fn concat_columns<T: Array + Clone + 'static>(columns: &[&T]) -> T {
+    let columns: Vec<&dyn Array> = columns.iter().map(|c| *c as &dyn Array).collect();
+    let joined = concat(&columns).expect("columns of one type, below 2 GiB, can be joined");
+    joined.as_any().downcast_ref::<T>().expect("joining keeps the type").clone()
+}
+
+fn concat_numbers<'a, T: ArrowNativeType>(
+    columns: impl Iterator<Item = &'a ScalarBuffer<T>>,
+) -> ScalarBuffer<T> {
+    let mut joined = Vec::new();
+    for column in columns {
+        joined.extend_from_slice(column);
+    }
+    joined.into()
+}
+
+/// All of `parts` in order, copied; a single part is handed back as it is, and none give `None`.
+pub fn concat_batches(parts: &[Batch]) -> Option<Batch> {
     if let [one] = parts {
-        return one.clone();
+        return Some(one.clone());
     }
     let records: Vec<Records> = parts.iter().map(|p| p.records.clone()).collect();
-    Batch {
-        offsets: parts.iter().flat_map(|p| p.offsets.iter().copied()).collect(),
-        records: concat_records(&records),
-    }
-}
-
-fn concat_columns<'a>(columns: impl Iterator<Item = &'a BinaryArray>) -> BinaryArray {
-    let columns: Vec<&dyn Array> = columns.map(|c| c as &dyn Array).collect();
-    if columns.is_empty() {
-        return BinaryArray::new_null(0);
-    }
-    let joined = arrow_select::concat::concat(&columns).expect("columns of one type, bounded");
-    joined.as_binary::<i32>().clone()
-}
-
-fn concat_sources(parts: &[Records]) -> Sources {
-    let sources = || parts.iter().map(|p| p.sources.as_ref().expect("all parts have sources"));
-    let join = |of: fn(&Sources) -> &ScalarBuffer<u32>| -> ScalarBuffer<u32> {
-        sources().flat_map(|s| of(s).iter().copied()).collect()
-    };
-    Sources {
-        generation: sources().next().map(|s| s.generation).unwrap_or_default(),
-        inputs: join(|s| &s.inputs),
-        partitions: join(|s| &s.partitions),
-        offsets: sources().flat_map(|s| s.offsets.iter().copied()).collect(),
-        ordinals: join(|s| &s.ordinals),
-    }
+    let offsets = concat_numbers(parts.iter().map(|p| &p.offsets));
+    Some(Batch { offsets, records: concat_records(&records)? })
 }
 
 #[cfg(test)]
@@ -82,7 +84,7 @@ mod tests {
         rows.push(3, Some(b""), Some(b""), []);
         let batch = Batch::contiguous(Offset(5), rows.finish());
         let parts = [batch.slice(0, 1), batch.slice(1, 0), batch.slice(1, 2)];
-        let joined = concat_batches(&parts);
+        let joined = concat_batches(&parts).unwrap();
         assert_eq!(joined.offsets, batch.offsets);
         assert_eq!(
             (&joined.records.keys, &joined.records.values),

@@ -43,7 +43,7 @@ impl<E: std::error::Error> From<E> for Error {
     }
 }
 
-/// Returns an [`Error`](crate::Error) from the function: `process` then refuses the record.
+/// Returns an [`Error`] from the function: `process` then refuses the record.
 #[macro_export]
 macro_rules! bail {
     ($($args:tt)+) => {

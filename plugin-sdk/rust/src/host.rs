@@ -48,7 +48,7 @@ pub(crate) fn enter(host: &Rc<dyn Host>) {
 }
 
 /// Writes a line to the plugin's log; the macros [`debug!`](crate::debug), [`info!`](crate::info),
-/// [`warn!`](crate::warn) and [`error!`](crate::error) are shorter. The host limits bytes a second.
+/// [`warn!`](macro@crate::warn) and [`error!`](macro@crate::error) are shorter. The host limits bytes a second.
 /// Outside a plugin nothing happens.
 pub fn log(level: Level, message: fmt::Arguments<'_>) {
     let host = CURRENT.with(|current| current.borrow().clone());

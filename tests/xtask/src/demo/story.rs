@@ -307,6 +307,10 @@ fn title(text: &str) {
 }
 
 fn progress(candidate: &Value) -> String {
+    let phase = candidate["phase"].as_str().unwrap_or_default();
+    if phase == "caught-up" {
+        return "version 2 has caught up".to_owned();
+    }
     let number = |name: &str| candidate["progress"][name].as_f64().unwrap_or_default();
     let (done, left) = (number("records"), number("remaining"));
     let percent = if done + left > 0.0 { 100.0 * done / (done + left) } else { 0.0 };
@@ -315,8 +319,7 @@ fn progress(candidate: &Value) -> String {
         None => String::new(),
     };
     format!(
-        "version 2 is {:<9} {:>6} flights, {percent:>3.0} %, {}/s{eta}",
-        candidate["phase"].as_str().unwrap_or_default(),
+        "version 2 is {phase}: {:>6} flights, {percent:>3.0} %, {}/s{eta}",
         count(done as usize),
         count(number("rate") as usize)
     )
