@@ -1,10 +1,11 @@
 //! Bad input gets one clear sentence: what, where, what to do. Nothing is lost, nothing panics.
 
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::host::{Host, anabranch, make_read_only, outcome};
+use crate::support::{Host, anabranch, outcome};
 
 /// The number of records in a topic's first partition.
 fn count(host: &Host, topic: &str) -> u64 {
@@ -111,7 +112,7 @@ fn a_deployment_with_an_unknown_key() {
 fn a_cycle_of_deployments() {
     let host = Host::start();
     host.topic("a", &json!({}));
-    host.deploy("first", "passthrough", "a", &json!({"records": "b"}));
+    host.deploy("first", "passthrough", &["a"], &json!({"records": "b"}));
     let digest = host.push("passthrough");
     let outputs = json!({"records": "a"});
     let back = json!({"name": "second", "plugin": digest, "inputs": ["b"], "outputs": outputs});
@@ -162,6 +163,17 @@ fn an_address_that_others_reach() {
     assert!(error.contains("0.0.0.0:0") && error.contains("--insecure"), "{error}");
 }
 
+/// A place that cannot be written, although permissions say nothing to a superuser.
+fn make_read_only(path: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o555)).expect("our own");
+    match std::fs::write(path.join("probe"), b"") {
+        Err(_) => path.to_owned(),
+        // A superuser writes anywhere but into the kernel's own file systems.
+        Ok(()) => PathBuf::from("/sys/kernel"),
+    }
+}
+
 #[test]
 fn a_read_only_directory() {
     let dir = tempfile::tempdir().unwrap();
@@ -171,6 +183,27 @@ fn a_read_only_directory() {
     let (code, _, error) = outcome(&host.unwrap());
     assert_eq!(code, 1, "{error}");
     assert!(error.contains(place.to_str().unwrap()) && error.contains("writable"), "{error}");
+}
+
+#[test]
+fn a_page_of_another_site() {
+    let host = Host::start();
+    let port = host.url().rsplit(':').next().unwrap();
+    let ask = |path: &str, headers: &[(&str, &str)]| host.ask("GET", path, headers, b"").unwrap();
+    let lured = format!("anabranch.example.org:{port}");
+    // Its name was made to lead here, so its origin fits what it asks for.
+    let origin = format!("http://{lured}");
+    for path in ["/v1/topics", "/metrics", "/openapi.json"] {
+        let reply = ask(path, &[("host", &lured), ("origin", &origin)]);
+        reply.refused(403, "foreign_host", &[&lured, "localhost"]);
+    }
+    for name in ["127.0.0.1", "localhost", "[::1]"] {
+        let own = format!("{name}:{port}");
+        let origin = format!("http://{own}");
+        assert_eq!(ask("/v1/topics", &[("host", &own), ("origin", &origin)]).status, 200);
+        let reply = ask("/v1/topics", &[("host", &own), ("origin", "https://example.org")]);
+        reply.refused(403, "foreign_origin", &["https://example.org"]);
+    }
 }
 
 #[test]

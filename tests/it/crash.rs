@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Host, seed};
+use crate::support::{Client, Host, lines, seed};
 use crate::swap::{deploy, plain_tallies, records, stored_tallies, swap, wait_idle};
 
 /// Every named point that a swap passes, and whether it has passed the point of no return there.
@@ -56,35 +56,34 @@ fn a_kill_at_any_step_of_a_swap_leaves_one_live_generation() {
     for step in STEPS {
         let mut random = fastrand::Rng::with_seed(seed);
         let dir = tempfile::tempdir().unwrap();
-        let host = Host::start_with(dir.path(), &SMALL);
-        host.client().topic("in", 2);
+        let mut host = Host::on(dir.path(), &SMALL);
+        host.partitions("in", 2);
         let spec = json!({ "swap": { "warm_lease": "0s" } });
-        deploy(&host.client(), "t", &["in"], &spec);
+        deploy(&host, "t", &["in"], &spec);
         for _ in 0..4 {
-            host.client().produce("in", &records(&mut random, 500));
+            host.append("in", &records(&mut random, 500));
         }
-        wait_idle(&host.client(), "t");
-        assert!(host.terminate().success());
+        wait_idle(&host, "t");
+        host.stop();
 
         let mut environment = SMALL.to_vec();
         environment.push(("ANABRANCH_CRASH_AT", step));
-        let host = Host::start_with(dir.path(), &environment);
+        let mut host = Host::on(dir.path(), &environment);
         let client = host.client();
         let request = json!({ "plugin": client.push("fixture_tally") });
         // The host may be gone before it answers, or before it takes the records.
         let _ = client.try_post("/v1/deployments/t/swap", &request);
         let mut sure = 2_000;
         for _ in 0..200 {
-            if client.try_produce("in", &records(&mut random, 10)).is_err() {
+            if client.try_produce("in", &lines(&records(&mut random, 10))).is_err() {
                 break;
             }
             sure += 10;
             std::thread::sleep(Duration::from_millis(2));
         }
-        let status = host.wait();
-        assert!(!status.success(), "the host never passed {step}");
+        assert_ne!(host.ended(), Some(0), "the host never passed {step}");
 
-        let host = Host::start_with(dir.path(), &SMALL);
+        let mut host = Host::on(dir.path(), &SMALL);
         let client = host.client();
         wait_idle(&client, "t");
         let status = client.status("t");
@@ -99,6 +98,6 @@ fn a_kill_at_any_step_of_a_swap_leaves_one_live_generation() {
         client.wait_processed("t", 2, appended as u64);
         assert_eq!(stored_tallies(&client, "t", 2), plain_tallies(&client, "in", 2), "{step}");
         assert_outputs(&client, 2, step);
-        assert!(host.terminate().success());
+        host.stop();
     }
 }

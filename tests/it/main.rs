@@ -1,9 +1,9 @@
 //! The whole host, with real components: each module tests one promise.
 
+mod arrow;
 mod bad_input;
 mod crash;
 mod floors;
-mod host;
 mod properties;
 mod serving;
 mod support;

@@ -100,12 +100,12 @@ fn deploy(client: &Client, name: &str, guest: &str, input: &str) {
         "name": name, "plugin": plugin, "inputs": [input],
         "outputs": { "counts": format!("{name}-out") },
     });
-    client.put(&format!("/v1/deployments/{name}"), &spec);
+    client.put(&format!("/v1/deployments/{name}"), &spec).ok();
 }
 
 fn produce(client: &Client, input: &[Value], chunk: usize) {
     for records in input.chunks(chunk) {
-        client.produce("in", records);
+        client.append("in", records);
     }
 }
 
@@ -114,17 +114,16 @@ fn batches_and_workers_leave_no_trace() {
     let seed = seed();
     let input = input(seed);
     for (batch, workers) in [("1", "1"), ("7", "2"), ("4096", "1"), ("100000", "4")] {
-        let dir = tempfile::tempdir().unwrap();
         let environment =
             [("ANABRANCH_TASKS_BATCH_MAX_RECORDS", batch), ("ANABRANCH_TASKS_WORKERS", workers)];
-        let host = Host::start_with(dir.path(), &environment);
+        let mut host = Host::start_with(&environment);
         let client = host.client();
-        client.topic("in", 3);
+        client.partitions("in", 3);
         deploy(&client, "count", "count", "in");
         produce(&client, &input, 1_500);
         client.wait_processed("count", 1, RECORDS as u64);
         assert_exact(&client, "count", 1, &input, 3);
-        assert!(host.terminate().success());
+        host.stop();
     }
 }
 
@@ -132,22 +131,21 @@ fn batches_and_workers_leave_no_trace() {
 fn a_replay_equals_a_fresh_run_while_records_keep_coming() {
     let seed = seed();
     let input = input(seed);
-    let dir = tempfile::tempdir().unwrap();
-    let host = Host::start(dir.path());
+    let host = Host::start();
     let client = host.client();
-    client.topic("in", 3);
+    client.partitions("in", 3);
     deploy(&client, "count", "count", "in");
     let (first, second) = input.split_at(RECORDS / 2);
     produce(&client, first, 1_000);
     let digest = client.push("count");
-    client.post("/v1/deployments/count/swap", &json!({ "plugin": digest }));
+    client.post("/v1/deployments/count/swap", &json!({ "plugin": digest })).ok();
     produce(&client, second, 200);
     client.wait_live("count", 2);
     for generation in [1, 2] {
         client.wait_processed("count", generation, RECORDS as u64);
         assert_exact(&client, "count", generation, &input, 3);
     }
-    client.post("/v1/deployments/count/rollback", &json!({}));
+    client.post("/v1/deployments/count/rollback", &json!({})).ok();
     produce(&client, first, 500);
     let mut all = input.clone();
     all.extend_from_slice(first);
@@ -168,34 +166,33 @@ fn a_kill_anywhere_leaves_no_trace() {
         ("ANABRANCH_TASKS_CHECKPOINT_BYTES", "4096"),
         ("ANABRANCH_STORAGE_HEAD_BYTES", "200000"),
     ];
-    let mut host = Host::start_with(dir.path(), &environment);
-    host.client().topic("in", 2);
-    deploy(&host.client(), "count", "count", "in");
+    let mut host = Host::on(dir.path(), &environment);
+    host.partitions("in", 2);
+    deploy(&host, "count", "count", "in");
     for records in input.chunks(RECORDS / 6) {
         for few in records.chunks(250) {
-            host.client().produce("in", few);
+            host.append("in", few);
         }
         std::thread::sleep(std::time::Duration::from_millis(random.u64(0..40)));
         host.kill();
-        host = Host::start_with(dir.path(), &environment);
+        host = Host::on(dir.path(), &environment);
     }
     let client = host.client();
     client.wait_processed("count", 1, RECORDS as u64);
     assert_exact(&client, "count", 1, &input, 2);
-    assert!(host.terminate().success());
-    let host = Host::start(dir.path());
-    host.client().wait_processed("count", 1, RECORDS as u64);
-    assert_exact(&host.client(), "count", 1, &input, 2);
+    host.stop();
+    let host = Host::on(dir.path(), &[]);
+    host.wait_processed("count", 1, RECORDS as u64);
+    assert_exact(&host, "count", 1, &input, 2);
 }
 
 #[test]
 fn two_chained_deployments_equal_a_plain_computation() {
     let seed = seed();
     let input = input(seed);
-    let dir = tempfile::tempdir().unwrap();
-    let host = Host::start(dir.path());
+    let host = Host::start();
     let client = host.client();
-    client.topic("in", 3);
+    client.partitions("in", 3);
     // The second counts the updates of the first: as many for each key as the first counts records.
     deploy(&client, "first", "count", "in");
     deploy(&client, "second", "count", "first-out");
@@ -207,7 +204,7 @@ fn two_chained_deployments_equal_a_plain_computation() {
     assert_same(&store_counts(&client, "second", 1), &plain_counts(&input), "second");
     // A swap of the first: the second reads on over the marker, and sees nothing twice.
     let digest = client.push("count");
-    client.post("/v1/deployments/first/swap", &json!({ "plugin": digest }));
+    client.post("/v1/deployments/first/swap", &json!({ "plugin": digest })).ok();
     client.wait_live("first", 2);
     produce(&client, &input, 1_000);
     client.wait_processed("second", 1, 2 * keyed);

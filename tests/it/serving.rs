@@ -2,12 +2,11 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::host::Host;
-use crate::support::PATIENCE;
+use crate::support::{Host, PATIENCE, guest, wait_until};
 
 /// `n` flights of one carrier.
 fn flights(carrier: &str, n: usize) -> String {
@@ -48,6 +47,49 @@ fn records_come_out_as_they_went_in() {
 }
 
 #[test]
+fn a_time_finds_its_record_sealed_or_not() {
+    // Budgets of a few records: what is older than the last ones is in segments.
+    let host = Host::start_with(&[("ANABRANCH_STORAGE_HEAD_BYTES", "2000")]);
+    host.topic("t", &json!({}));
+    // Every second has two records, from 2013-01-01T00:00:00Z on; the third minute is out of order.
+    let second = |n: i64| match n / 2 {
+        s @ 120..180 => 299 - s,
+        s => s,
+    };
+    let start = 1_356_998_400_000;
+    let records: Vec<Value> = (0..600)
+        .map(|n| json!({"value": "x".repeat(50), "timestamp": start + 1_000 * second(n)}))
+        .collect();
+    for some in records.chunks(40) {
+        host.append("t", some);
+    }
+    let segments = || {
+        let log = host.data().join("segments/1");
+        std::fs::read_dir(log).map_or(0, |files| files.count())
+    };
+    wait_until("most is sealed", || segments() > 1);
+    let fresh = Host::start();
+    fresh.topic("t", &json!({}));
+    fresh.append("t", &records);
+    assert!(!fresh.data().join("segments/1").exists(), "all is in the head");
+    for (host, place) in [(&host, "sealed"), (&fresh, "in the head")] {
+        let ask = |from: &str| {
+            let path = format!("/v1/topics/t/partitions/0/records?limit=1&from={from}");
+            host.get(&path).ok()["offset"].as_i64()
+        };
+        for n in [0, 1, 59, 60, 119, 120, 150, 179, 180, 240, 299] {
+            let time = format!("2013-01-01T00:{:02}:{:02}Z", n / 60, n % 60);
+            let first = (0..600).find(|i| second(*i) >= n);
+            assert_eq!(ask(&time), first, "{time}, {place}");
+        }
+        assert_eq!(ask("2012-12-31T23:59:59.999Z"), Some(0));
+        assert_eq!(ask("2013-01-01T00:00:00.001Z"), Some(2), "the first at or after it");
+        assert_eq!(ask("2013-01-01T01:00:01%2B01:00"), Some(2), "a time in another zone");
+        assert_eq!(ask("2014-01-01T00:00:00Z"), None, "a time to come: the end");
+    }
+}
+
+#[test]
 fn the_surface_is_described() {
     let host = Host::start();
     let document = host.get("/openapi.json").ok();
@@ -68,7 +110,7 @@ fn a_follower_sees_each_mount_once_and_the_swaps_between() {
     let host = Host::start();
     host.topic("flights", &json!({}));
     host.produce("flights", &flights("AA", 10)).ok();
-    host.deploy("fd", "flights_delays_v1", "flights", &json!({"delays": "delays"}));
+    host.deploy("fd", "flights_delays_v1", &["flights"], &json!({"delays": "delays"}));
     let follow = "/v1/topics/delays/partitions/0/records?follow=true";
     let mut stream = host.events(follow, None);
     let flown = |event: &(String, String, Value)| event.2["value"]["flights"].as_u64().unwrap();
@@ -77,7 +119,7 @@ fn a_follower_sees_each_mount_once_and_the_swaps_between() {
 
     let digest = host.push("flights_delays_v2");
     host.post("/v1/deployments/fd/swap", &json!({"plugin": digest})).ok();
-    host.wait("fd", "generation 2 is live", |status| status["live"] == 2);
+    host.wait_live("fd", 2);
     host.produce("flights", &flights("AA", 2)).ok();
     let (id, kind, swap) = stream.next().unwrap();
     assert_eq!((kind.as_str(), &swap["generation_to"]), ("swap", &json!(2)));
@@ -114,20 +156,17 @@ fn a_stopping_host_drains_and_says_so() {
     let stream = host.events("/v1/topics/t/partitions/0/records?from=latest", None);
     // A request that is under way while the host is asked to stop.
     let body = "{\"value\":1}\n{\"value\":2}";
-    let mut slow = TcpStream::connect(host.url.trim_start_matches("http://")).unwrap();
+    let mut slow = TcpStream::connect(host.url().trim_start_matches("http://")).unwrap();
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!(
-        "POST /v1/topics/t/records HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/topics/t/records HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     slow.write_all(head.as_bytes()).unwrap();
     slow.write_all(&body.as_bytes()[..5]).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     host.terminate();
-    let began = Instant::now();
-    while host.get("/readyz").status == 200 {
-        assert!(began.elapsed() < PATIENCE);
-    }
+    wait_until("the host is not ready", || host.get("/readyz").status != 200);
     host.get("/readyz").refused(503, "stopping", &["stopping"]);
     host.get("/v1/topics").refused(503, "stopping", &["stopping"]);
     assert_eq!(host.get("/healthz").status, 200);
@@ -164,8 +203,8 @@ fn the_command_line_does_the_whole_round() {
     got.sort_unstable();
     assert_eq!(sent, got);
 
-    host.file("v1.wasm", &crate::support::guest("flights_delays_v1"));
-    let v2 = host.file("v2.wasm", &crate::support::guest("flights_delays_v2"));
+    host.file("v1.wasm", &guest("flights_delays_v1"));
+    let v2 = host.file("v2.wasm", &guest("flights_delays_v2"));
     let spec =
         "name = 'fd'\nplugin = 'v1.wasm'\ninputs = ['flights']\n[outputs]\ndelays = 'delays'\n";
     let spec = host.file("fd.toml", spec.as_bytes());
@@ -181,5 +220,44 @@ fn the_command_line_does_the_whole_round() {
     assert_eq!(host.cli(&["store", "get", "fd", "delays", "C9"]).0, 3);
     assert_eq!(host.cli(&["reject", "fd"]).0, 4);
     run(&["rollback", "fd"]);
+    let before = run(&["consume", "delays"]);
     run(&["undeploy", "fd"]);
+    assert_eq!(run(&["consume", "delays"]), before, "an output outlives its deployment");
+    run(&["topic", "delete", "delays"]);
+}
+
+#[test]
+fn who_waits_is_told_of_a_failure() {
+    let host = Host::start();
+    host.topic("in", &json!({}));
+    host.append("in", &[json!({"key": "k", "value": 1})]);
+    host.file("tally.wasm", &guest("fixture_tally"));
+    let deploy = |name: &str, config: &str| {
+        let spec = format!(
+            "name = '{name}'\nplugin = 'tally.wasm'\ninputs = ['in']\non_poison = 'stop'\n\
+             [outputs]\ntallies = '{name}-out'\n[config]\n{config}"
+        );
+        let file = host.file(&format!("{name}.toml"), spec.as_bytes());
+        host.cli(&["deploy", file.to_str().unwrap(), "--wait"])
+    };
+    let failed = |(code, out, error): (i32, String, String), parts: &[&str]| {
+        assert_eq!((code, out.as_str()), (1, ""), "{error}");
+        for part in parts {
+            assert!(error.contains(part), "{part:?} is not in {error:?}");
+        }
+    };
+    failed(deploy("refuses", "fails_to_start = true"), &["refuses", "asked not to start"]);
+    failed(deploy("traps", "traps_always = true"), &["traps stopped", "asked to trap"]);
+
+    assert_eq!(deploy("fine", "").0, 0);
+    let plugin = host.file("tally.wasm", &guest("fixture_tally"));
+    for (config, why) in
+        [("fails_to_start = true", "asked not to start"), ("traps_always = true", "asked to trap")]
+    {
+        let config = host.file("config.toml", config.as_bytes());
+        let (plugin, config) = (plugin.to_str().unwrap(), config.to_str().unwrap());
+        let swap = ["swap", "fine", "--plugin", plugin, "--config", config, "--wait"];
+        failed(host.cli(&swap), &["generation", "of fine failed", why]);
+    }
+    assert_eq!(host.status("fine")["live"], 1);
 }

@@ -68,9 +68,10 @@ pub enum Command {
   anabranch deploy flights.toml
   anabranch deploy flights.toml --wait")]
     Deploy(Deploy),
-    /// Delete a deployment with its generations, stores and outputs
-    #[command(after_help = "Example:
-  anabranch undeploy flight-delays")]
+    /// Delete a deployment with its generations and stores; the topics of its outputs stay
+    #[command(after_help = "Examples:
+  anabranch undeploy flight-delays
+  anabranch topic delete delays-by-carrier          and an output that nobody needs any more")]
     Undeploy(Named),
     /// Replay history through a new plugin, then make it the live one
     #[command(after_help = "Examples:

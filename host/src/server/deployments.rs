@@ -54,7 +54,7 @@ pub async fn deploy(
     app.blocking(move |registry| registry.deploy(&spec)).await.map(Json)
 }
 
-/// Deletes a deployment with its generations, stores and outputs.
+/// Deletes a deployment with its generations and stores; the topics of its outputs stay.
 #[utoipa::path(delete, path = "/v1/deployments/{name}", tag = "deployments",
     params(("name" = String, Path)),
     responses((status = 204), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]

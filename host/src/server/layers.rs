@@ -1,6 +1,9 @@
 //! What wraps every route: the request id, the gate, the log line, and the bodies of problems.
 
+use std::net::IpAddr;
+
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -20,7 +23,11 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let started = app.clock().monotonic();
 
-    let mut reply = if path.starts_with("/v1/") {
+    let loopback = app.config().http.listen.ip().is_loopback();
+    let foreign = loopback.then(|| foreign_host(request.headers())).flatten();
+    let mut reply = if let Some(problem) = foreign {
+        problem.into_response()
+    } else if path.starts_with("/v1/") {
         match (app.enter(), app.admit()) {
             (Some(_held), Ok(())) => match foreign_origin(request.headers()) {
                 None => next.run(request).await,
@@ -51,6 +58,27 @@ pub async fn around(State(app): State<App>, request: Request, next: Next) -> Res
         reply.headers_mut().insert(REQUEST_ID, value);
     }
     reply
+}
+
+/// Refuses what was not sent to this machine by its own name. A page of another site whose name was
+/// made to lead here (DNS rebinding) has an origin that fits its host; the name still gives it away.
+fn foreign_host(headers: &HeaderMap) -> Option<Problem> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let own = host.parse::<Authority>().is_ok_and(|authority| {
+        let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let address = name.parse::<IpAddr>().ok();
+        name.eq_ignore_ascii_case("localhost")
+            || address.is_some_and(|address| address.to_canonical().is_loopback())
+    });
+    (!own).then(|| {
+        Problem::new(
+            StatusCode::FORBIDDEN,
+            "foreign_host",
+            format!(
+                "the host listens on loopback and was asked as {host:?}: ask 127.0.0.1, [::1] or localhost"
+            ),
+        )
+    })
 }
 
 /// Refuses what a web page of another site sends: there is no authentication yet, and a browser on
@@ -111,5 +139,32 @@ mod tests {
             }
             assert_eq!(foreign_origin(&headers).is_none(), allowed, "{origin:?}");
         }
+    }
+
+    #[test]
+    fn only_names_of_loopback_are_the_host() {
+        let cases = [
+            ("127.0.0.1:7766", true),
+            ("127.0.0.1", true),
+            ("127.9.9.9:1", true),
+            ("localhost:7766", true),
+            ("LocalHost", true),
+            ("[::1]:7766", true),
+            ("[::1]", true),
+            ("[::ffff:127.0.0.1]:7766", true),
+            ("example.org:7766", false),
+            ("localhost.example.org", false),
+            ("127.0.0.1.example.org:7766", false),
+            ("localhost@example.org", false),
+            ("192.168.0.1:7766", false),
+            ("0.0.0.0:7766", false),
+            ("[::]:7766", false),
+            ("", false),
+        ];
+        for (host, allowed) in cases {
+            let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(host))]);
+            assert_eq!(foreign_host(&headers).is_none(), allowed, "{host:?}");
+        }
+        assert!(foreign_host(&HeaderMap::new()).is_some(), "a request has to say whom it asks");
     }
 }

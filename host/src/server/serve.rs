@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -58,6 +59,7 @@ pub fn serve(config: Config, clock: SharedClock, safe: bool, json: bool) -> Resu
     if !address.ip().is_loopback() && !config.http.insecure {
         return Err(Error::Exposed(address));
     }
+    raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("anabranch-http")
@@ -67,6 +69,18 @@ pub fn serve(config: Config, clock: SharedClock, safe: bool, json: bool) -> Resu
     // Threads that still block hold nothing that is not durable.
     runtime.shutdown_timeout(GOODBYE);
     result
+}
+
+/// Raises the limit of open files to what the process is allowed: segments, checkpoints and
+/// followers need more than the 1,024 that shells hand down.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let (was, allowed) = (limit.current, limit.maximum);
+    match setrlimit(Resource::Nofile, Rlimit { current: allowed, maximum: allowed }) {
+        Ok(()) => tracing::debug!(?was, now = ?allowed, "limit of open files"),
+        // The host runs with what it has; an open that fails then says so.
+        Err(error) => tracing::debug!(?was, ?allowed, %error, "limit of open files kept"),
+    }
 }
 
 async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Result<(), Error> {

@@ -1,11 +1,11 @@
 //! `cargo xtask test`: everything that must hold, the cheapest first.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::guests;
-use crate::steps::{Steps, cargo};
+use crate::steps::{Steps, cargo, target};
 
 /// Builds the host for the demo as the tests build it for theirs, so that either uses what the other
 /// built. The package of this program is left out, as a running program need not be built again.
@@ -25,9 +25,27 @@ pub fn run() -> Result<()> {
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     steps.run("doc", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
     guests::build_in(&mut steps)?;
+    bring_pyarrow(&mut steps)?;
     steps.run("test", &mut cargo(&["test", "--workspace", "--no-fail-fast"]))?;
     println!("xtask: all steps passed: {}", steps.summary());
     Ok(())
+}
+
+/// Brings pyarrow, by which a test reads what the host wrote, into a virtual environment under the
+/// target directory, unless it is there.
+fn bring_pyarrow(steps: &mut Steps) -> Result<()> {
+    const NEEDS: &str = "a test reads segments with pyarrow, which needs python3 with venv and pip \
+        (Debian: apt-get install python3-venv) and, once, a way to PyPI";
+    let venv = target().join("pyarrow-venv");
+    let python = venv.join("bin/python");
+    let mut probe = Command::new(&python);
+    let probe = probe.args(["-c", "import pyarrow"]).stdout(Stdio::null()).stderr(Stdio::null());
+    if probe.status().is_ok_and(|status| status.success()) {
+        return Ok(());
+    }
+    steps.run("venv", Command::new("python3").args(["-m", "venv"]).arg(&venv)).context(NEEDS)?;
+    let install = ["-m", "pip", "install", "--quiet", "pyarrow"];
+    steps.run("pyarrow", Command::new(&python).args(install)).context(NEEDS)
 }
 
 /// Sees that the formatter and the linter are there.
