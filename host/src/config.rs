@@ -115,7 +115,7 @@ section!(
         commit_max_bytes: usize = 4 << 20,
         /// Bytes of outputs and state changes that a replaying task writes to files in one commit. Each
         /// task holds up to twice as much: one commit being written, one being gathered.
-        replay_commit_bytes: usize = 16 << 20,
+        replay_commit_bytes: usize = 4 << 20,
         /// Bytes of changelog after which a store is checkpointed, so that a restart stays short.
         checkpoint_bytes: u64 = 32 << 20,
         /// Bytes of memory after which a plugin's instance is replaced between two calls.

@@ -306,6 +306,55 @@ fn a_gate_waits_for_its_operator() {
 }
 
 #[test]
+fn a_candidate_begins_where_it_is_told() {
+    let host = Host::start();
+    host.partitions("in", 1);
+    let record =
+        |i: usize| json!({ "key": format!("k{}", i % 7), "value": "x", "timestamp": i * 1_000 });
+    host.append("in", &(0..400).map(record).collect::<Vec<_>>());
+    deploy(&host, "t", &["in"], &json!({}));
+    wait_idle(&host, "t");
+    // Record 100 by its offset, record 250 by its time.
+    for (generation, from, begin) in [(2, "100", 100), (3, "1970-01-01T00:04:10Z", 250)] {
+        swap(&host, "t", &json!({ "from": from }));
+        host.wait_live("t", generation);
+        let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+        (begin..400).for_each(|i: usize| *expected.entry(format!("k{}", i % 7)).or_default() += 1);
+        let stored = stored_tallies(&host, "t", generation).into_iter();
+        let counts: BTreeMap<_, _> =
+            stored.map(|(key, tally)| (key, tally["count"].as_u64().unwrap())).collect();
+        assert_eq!(counts, expected, "from {from}");
+        assert_eq!(host.records("t-out", 0).len(), 400 - begin);
+    }
+    let beyond = json!({ "plugin": host.push("fixture_tally"), "from": "401" });
+    let reply = host.post("/v1/deployments/t/swap", &beyond);
+    reply.refused(400, "offset_out_of_range", &["401", "0 to 400"]);
+}
+
+#[test]
+fn a_lease_waits_for_those_who_still_read() {
+    let host = Host::start();
+    host.partitions("in", 1);
+    deploy(&host, "up", &["in"], &json!({ "swap": { "warm_lease": "0s" } }));
+    deploy(&host, "down", &["up-out"], &json!({}));
+    host.append("in", &records(&mut fastrand::Rng::with_seed(1), 200));
+    wait_idle(&host, "down");
+    host.post("/v1/deployments/down/pause", &json!({})).ok();
+    host.append("in", &records(&mut fastrand::Rng::with_seed(2), 100));
+    wait_idle(&host, "up");
+    swap(&host, "up", &json!({}));
+    host.wait_live("up", 2);
+    std::thread::sleep(Duration::from_millis(1_500));
+    let phase = || host.status("up")["generations"][0]["phase"].clone();
+    assert_eq!(phase(), "warm", "100 records of it are not read yet");
+    host.post("/v1/deployments/down/resume", &json!({})).ok();
+    host.wait_processed("down", 1, 300);
+    wait_until("the lease ends", || phase() == "retired");
+    host.append("in", &records(&mut fastrand::Rng::with_seed(3), 50));
+    host.wait_processed("down", 1, 350);
+}
+
+#[test]
 fn several_inputs_are_taken_in_one_order_by_all_generations() {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
