@@ -137,6 +137,13 @@ impl Source {
         Self { partition: spec.partition, inputs: inputs.collect(), journal: None }
     }
 
+    /// Lets go of the blocks of files that were read: a task with nothing to read holds none.
+    pub fn rest(&mut self, spec: &TaskSpec) {
+        for (input, topic) in self.inputs.iter_mut().zip(&spec.inputs) {
+            input.reader = topic.partition(spec.partition).map(|p| p.reader());
+        }
+    }
+
     /// The next offset to be taken from each input.
     pub fn positions(&self) -> Vec<Offset> {
         self.inputs.iter().map(|i| i.position).collect()

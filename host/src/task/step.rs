@@ -326,6 +326,7 @@ impl Task {
             if !ahead {
                 self.shared.set_reached(bound.0.clone());
             }
+            running.source.rest(&self.spec);
             self.shared.set_run(RunState::Idle);
         }
         Ok(Stepped::Wait)
