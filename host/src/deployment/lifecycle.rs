@@ -293,7 +293,7 @@ impl Registry {
         let id = record.generation_id(generation.number);
         for prefix in [cursor_prefix(id), checkpoint_prefix(id)] {
             let mut keys = Vec::new();
-            // What cannot be read now is found again, and removed, by `doctor`.
+            // What cannot be read now stays behind: a few small keys that nothing reads again.
             drop(self.inner.log.metadata_scan(&prefix, |key, _| keys.push(key.to_vec())));
             commit.metadata.extend(keys.into_iter().map(|key| (key, None)));
         }
