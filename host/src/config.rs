@@ -77,7 +77,7 @@ section!(
     StorageLimits {
         /// Bytes that the head may hold before the largest partitions are sealed into segments. More
         /// means larger segments and a longer start.
-        head_bytes: u64 = 64 << 20,
+        head_bytes: u64 = 32 << 20,
         /// Free bytes on disk below which appends are refused, so that reading, serving and clean-up
         /// still have room.
         min_free_bytes: u64 = 256 << 20,

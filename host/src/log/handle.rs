@@ -75,7 +75,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { head_bytes: 64 << 20, segment_bytes: 64 << 20, min_free_bytes: 256 << 20 }
+        Self { head_bytes: 32 << 20, segment_bytes: 64 << 20, min_free_bytes: 256 << 20 }
     }
 }
 

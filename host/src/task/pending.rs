@@ -292,6 +292,11 @@ impl CommitMode {
         Arc::new(Self { tasks, state: Mutex::new(ModeState { files, writing: 0, near, waiting }) })
     }
 
+    /// The tasks of the generation.
+    pub fn tasks(&self) -> usize {
+        self.tasks
+    }
+
     /// Which way the commit of `task` goes; `near_end` once little history is left for it.
     pub fn begin(&self, task: &Arc<TaskShared>, near_end: bool) -> Way {
         let mut state = self.state.lock();

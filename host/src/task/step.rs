@@ -23,7 +23,8 @@ use crate::plugin::Input;
 use crate::storage::crash_point;
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
 
-/// Records left below which a generation leaves files for the head: a second or two of work.
+/// Records left to all its tasks below which a generation leaves files for the head: a second or two
+/// of work, and what the head then holds of it.
 const NEAR_END_RECORDS: u64 = 200_000;
 
 /// The most bytes of one append to the head, so that a group stays short.
@@ -185,10 +186,13 @@ impl Task {
         }
         let (env, writing) = (Arc::clone(&self.env), Arc::clone(&running.checkpointing));
         self.env.files.submit(Box::new(move || {
-            if let Err(error) = state.take(&env) {
+            // A panic must not leave the task without checkpoints for ever.
+            let taken = catch_unwind(AssertUnwindSafe(|| state.take(&env)));
+            writing.store(false, Ordering::Release);
+            let fault = || Err("a fault of the host while it was written: see its log".to_owned());
+            if let Err(error) = taken.unwrap_or_else(|_| fault()) {
                 report(&error);
             }
-            writing.store(false, Ordering::Release);
         }));
     }
 
@@ -341,14 +345,17 @@ impl Task {
 
     /// Whether little is left to read.
     fn near_end(&self) -> bool {
-        let (to, _) = self.bound();
+        let to = match self.shared.role() {
+            Role::Follow(live) => live.positions(),
+            Role::Live => self.bound().0,
+        };
         let Some(running) = &self.running else { return true };
         let inputs = self.spec.inputs.iter().zip(running.source.positions().into_iter().zip(to));
         let left = inputs.map(|(topic, (position, to))| {
             let partition = topic.partition(self.spec.partition);
             partition.map_or(0, |p| p.count_between(position, to).unwrap_or_default())
         });
-        left.sum::<u64>() < NEAR_END_RECORDS
+        left.sum::<u64>() < NEAR_END_RECORDS / self.spec.mode.tasks() as u64
     }
 
     /// Sends off everything pending as one commit. `false` if that has to wait for other tasks, which
