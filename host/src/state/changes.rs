@@ -4,8 +4,6 @@
 //! the entry's value, or null where the entry was deleted. Byte order of these keys is the order of a
 //! checkpoint: by store, then by key.
 
-use arrow_array::BinaryArray;
-use arrow_array::builder::BinaryBuilder;
 use hashbrown::HashMap;
 
 type Bytes = Box<[u8]>;
@@ -23,16 +21,8 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Notes that `key` of `store` now has `value`, or is gone.
-    pub fn set(&mut self, store: usize, key: Bytes, value: Option<Bytes>) {
-        let mut full = Vec::with_capacity(2 + key.len());
-        full.extend_from_slice(&(store as u16).to_be_bytes());
-        full.extend_from_slice(&key);
-        self.set_full(full.into(), value);
-    }
-
-    /// As [`Changes::set`], by a changelog record.
-    pub fn set_full(&mut self, key: Bytes, value: Option<Bytes>) {
+    /// Notes a changelog record: that its key now has `value`, or is gone.
+    pub fn set(&mut self, key: Bytes, value: Option<Bytes>) {
         let key_bytes = key.len();
         self.size_bytes += value.as_ref().map_or(0, |v| v.len());
         match self.entries.insert(key, value) {
@@ -51,31 +41,34 @@ impl Changes {
         self.size_bytes
     }
 
-    /// The changes as changelog keys and values, in key order.
-    pub fn into_columns(self) -> (BinaryArray, BinaryArray) {
-        let sorted = self.into_sorted();
-        let mut keys = BinaryBuilder::with_capacity(sorted.len(), sorted.len() * 16);
-        let mut values = BinaryBuilder::with_capacity(sorted.len(), sorted.len() * 16);
-        for (key, value) in &sorted {
-            keys.append_value(key);
-            values.append_option(value.as_deref());
-        }
-        (keys.finish(), values.finish())
-    }
-
     /// The changes in the order of changelog keys.
     pub fn into_sorted(self) -> Vec<(Bytes, Option<Bytes>)> {
         let mut sorted = self.entries.into_iter().collect::<Vec<_>>();
         sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         sorted
     }
+}
+
+/// The key of a changelog record.
+pub mod changelog_key {
+    use super::ChangeError;
+
+    /// Bytes before the entry's key.
+    pub const PREFIX_BYTES: usize = 2;
+
+    /// Replaces `full` by the changelog key of an entry.
+    pub fn join(store: usize, key: &[u8], full: &mut Vec<u8>) {
+        full.clear();
+        full.extend_from_slice(&(store as u16).to_be_bytes());
+        full.extend_from_slice(key);
+    }
 
     /// Splits a changelog key into store and entry key.
     ///
     /// # Errors
     /// When it is too short to name a store.
-    pub fn split_key(key: &[u8]) -> Result<(usize, &[u8]), ChangeError> {
-        let (store, rest) = key.split_first_chunk::<2>().ok_or(ChangeError(key.len()))?;
+    pub fn split(key: &[u8]) -> Result<(usize, &[u8]), ChangeError> {
+        let (store, rest) = key.split_first_chunk().ok_or(ChangeError(key.len()))?;
         Ok((usize::from(u16::from_be_bytes(*store)), rest))
     }
 }
@@ -87,14 +80,20 @@ mod tests {
     #[test]
     fn changes_are_net_and_in_key_order() {
         let mut changes = Changes::default();
-        changes.set(1, b"a".as_slice().into(), Some(b"1".as_slice().into()));
-        changes.set(0, b"z".as_slice().into(), Some(b"22".as_slice().into()));
-        changes.set(1, b"a".as_slice().into(), None);
+        let mut set = |store, key: &[u8], value: Option<&[u8]>| {
+            let mut full = Vec::new();
+            changelog_key::join(store, key, &mut full);
+            changes.set(full.into(), value.map(Into::into));
+        };
+        set(1, b"a", Some(b"1"));
+        set(0, b"z", Some(b"22"));
+        set(1, b"a", None);
         assert_eq!(changes.size_bytes(), 3 + 3 + 2);
-        let (keys, values) = changes.into_columns();
-        let split = |i| Changes::split_key(keys.value(i)).unwrap();
+        let sorted = changes.into_sorted();
+        let split = |i: usize| changelog_key::split(&sorted[i].0).unwrap();
         assert_eq!((split(0), split(1)), ((0, &b"z"[..]), (1, &b"a"[..])));
-        assert_eq!(values.iter().collect::<Vec<_>>(), [Some(&b"22"[..]), None]);
-        assert!(Changes::split_key(b"x").is_err());
+        let values: Vec<_> = sorted.iter().map(|(_, value)| value.as_deref()).collect();
+        assert_eq!(values, [Some(&b"22"[..]), None]);
+        assert!(changelog_key::split(b"x").is_err());
     }
 }

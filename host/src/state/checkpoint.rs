@@ -16,7 +16,7 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use serde_json::{Value, json};
 
-use super::{ChangeError, Changes};
+use super::{ChangeError, Changes, changelog_key};
 use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem};
 
 /// Most rows of a block.
@@ -103,7 +103,7 @@ pub fn load(
     mut each: impl FnMut(usize, &[u8], &[u8]),
 ) -> Result<(), Error> {
     read(fs, path, |full, value| {
-        let (store, key) = Changes::split_key(full)?;
+        let (store, key) = changelog_key::split(full)?;
         each(store, key, value);
         Ok(())
     })
@@ -167,7 +167,7 @@ impl BlockWriter {
     /// Adds an entry by its changelog key, unless it is a deletion.
     fn push_change(&mut self, full: &[u8], value: Option<&[u8]>) -> Result<(), Error> {
         let Some(value) = value else { return Ok(()) };
-        let (store, key) = Changes::split_key(full)?;
+        let (store, key) = changelog_key::split(full)?;
         // A key carries its store's index as a u16.
         self.stores.append_value(store as u16);
         self.keys.append_value(key);
@@ -226,6 +226,12 @@ mod tests {
         entries
     }
 
+    fn full(store: usize, key: &[u8]) -> Box<[u8]> {
+        let mut full = Vec::new();
+        changelog_key::join(store, key, &mut full);
+        full.into()
+    }
+
     #[test]
     fn checkpoints_on_checkpoints_equal_a_plain_map() {
         let dir = tempfile::tempdir().unwrap();
@@ -238,7 +244,7 @@ mod tests {
             for _ in 0..random.usize(0..2_000) {
                 let (store, key) = (random.usize(0..3), vec![random.u8(..); random.usize(0..3)]);
                 let value = random.bool().then(|| vec![random.u8(..); random.usize(0..20)]);
-                changes.set(store, key.clone().into(), value.clone().map(Into::into));
+                changes.set(full(store, &key), value.clone().map(Into::into));
                 match value {
                     Some(value) => plain.insert((store, key), value),
                     None => plain.remove(&(store, key)),
@@ -258,7 +264,7 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let path = dir.path().join("c.arrow");
         let mut changes = Changes::default();
-        changes.set(0, b"key".as_slice().into(), Some(vec![7; 100].into()));
+        changes.set(full(0, b"key"), Some(vec![7; 100].into()));
         write(&fs, &path, None, changes, json!({})).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.windows(100).position(|w| w == [7; 100]).unwrap_or(bytes.len() / 3);

@@ -13,5 +13,5 @@ mod changes;
 pub mod checkpoint;
 mod store;
 
-pub use changes::{ChangeError, Changes};
+pub use changes::{ChangeError, Changes, changelog_key};
 pub use store::{Overlay, Page, PageLimit, StoreSet};

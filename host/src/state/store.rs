@@ -1,55 +1,146 @@
 //! Stores in memory, and the overlay that a plugin's call writes to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::BuildHasher;
 use std::ops::Bound;
 
 use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
 
-use super::Changes;
+use super::changes::changelog_key;
 
 type Bytes = Box<[u8]>;
 
-/// One store. Point reads go to the hash map; the ordered index exists from the first scan on, so
-/// that plugins which never scan do not pay for it.
+/// One entry. Without a value it was deleted, and the changelog does not say so yet.
+#[derive(Debug)]
+struct Entry {
+    key: Bytes,
+    value: Option<Bytes>,
+    /// Whether it is among the store's changed entries.
+    changed: bool,
+}
+
+/// One store. Entries lie in rows, which a hash table finds by key; what changed since the last
+/// commit is a list of rows. The ordered index exists from the first scan on, so that plugins which
+/// never scan do not pay for it.
 #[derive(Debug, Default)]
 struct Store {
-    entries: HashMap<Bytes, Bytes>,
+    hasher: DefaultHashBuilder,
+    rows: HashTable<u32>,
+    entries: Vec<Entry>,
+    /// Rows that hold no entry.
+    free: Vec<u32>,
+    changed: Vec<u32>,
+    /// Bytes of the changed entries in the changelog.
+    changed_bytes: usize,
     index: Option<BTreeSet<Bytes>>,
+    len: usize,
     size_bytes: u64,
 }
 
 impl Store {
-    fn put(&mut self, key: &[u8], value: &[u8]) {
-        self.size_bytes += value.len() as u64;
-        if let Some(old) = self.entries.get_mut(key) {
-            self.size_bytes -= old.len() as u64;
-            if old.len() == value.len() {
-                old.copy_from_slice(value);
-            } else {
-                *old = value.into();
-            }
-            return;
+    fn row(&self, hash: u64, key: &[u8]) -> Option<u32> {
+        self.rows.find(hash, |row| *self.entries[*row as usize].key == *key).copied()
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        let row = self.row(self.hasher.hash_one(key), key)?;
+        self.entries[row as usize].value.as_deref()
+    }
+
+    /// Sets the value of `key`, or deletes it; `durable` when the changelog has it already.
+    fn set(&mut self, key: &[u8], value: Option<&[u8]>, durable: bool) {
+        let hash = self.hasher.hash_one(key);
+        let row = match self.row(hash, key) {
+            Some(row) => row,
+            None if value.is_none() => return,
+            None => self.insert(hash, key),
+        };
+        let entry = &mut self.entries[row as usize];
+        let old_bytes = entry.value.as_ref().map(|old| old.len());
+        match (&mut entry.value, value) {
+            (Some(old), Some(new)) if old.len() == new.len() => old.copy_from_slice(new),
+            (slot, value) => *slot = value.map(Into::into),
         }
-        self.size_bytes += key.len() as u64;
-        self.entries.insert(key.into(), value.into());
-        if let Some(index) = &mut self.index {
-            index.insert(key.into());
+        let new_bytes = value.map_or(0, <[u8]>::len);
+        if !durable && entry.changed {
+            self.changed_bytes = self.changed_bytes + new_bytes - old_bytes.unwrap_or(0);
+        } else if !durable {
+            entry.changed = true;
+            self.changed.push(row);
+            self.changed_bytes += changelog_key::PREFIX_BYTES + key.len() + new_bytes;
+        }
+        self.size_bytes += new_bytes as u64;
+        match (old_bytes, value) {
+            (Some(old), Some(_)) => self.size_bytes -= old as u64,
+            (None, Some(_)) => {
+                self.len += 1;
+                self.size_bytes += key.len() as u64;
+                if let Some(index) = &mut self.index {
+                    index.insert(key.into());
+                }
+            }
+            (Some(old), None) => {
+                self.len -= 1;
+                self.size_bytes -= (key.len() + old) as u64;
+                if let Some(index) = &mut self.index {
+                    index.remove(key);
+                }
+                if durable && !self.entries[row as usize].changed {
+                    self.forget(row);
+                }
+            }
+            (None, None) => {}
         }
     }
 
-    fn delete(&mut self, key: &[u8]) {
-        if let Some(old) = self.entries.remove(key) {
-            self.size_bytes -= (key.len() + old.len()) as u64;
-            if let Some(index) = &mut self.index {
-                index.remove(key);
+    /// A new row without a value.
+    fn insert(&mut self, hash: u64, key: &[u8]) -> u32 {
+        let entry = Entry { key: key.into(), value: None, changed: false };
+        let row = match self.free.pop() {
+            Some(row) => {
+                self.entries[row as usize] = entry;
+                row
             }
+            None => {
+                self.entries.push(entry);
+                u32::try_from(self.entries.len() - 1).expect("memory ends before 2^32 entries")
+            }
+        };
+        let (hasher, entries) = (&self.hasher, &self.entries);
+        self.rows.insert_unique(hash, row, |row| hasher.hash_one(&*entries[*row as usize].key));
+        row
+    }
+
+    /// Frees the row of a deleted entry.
+    fn forget(&mut self, row: u32) {
+        let key = std::mem::take(&mut self.entries[row as usize].key);
+        let hash = self.hasher.hash_one(&*key);
+        if let Ok(found) = self.rows.find_entry(hash, |other| *other == row) {
+            found.remove();
         }
+        self.free.push(row);
+    }
+
+    /// The rows that changed since the last call, in key order; deleted ones are still there.
+    fn take_changed(&mut self) -> Vec<u32> {
+        self.changed_bytes = 0;
+        let key = |row: u32| &*self.entries[row as usize].key;
+        // Most keys differ in their first bytes, which saves the way to the others.
+        let first = |row: u32| {
+            let mut first = [0; 8];
+            first.iter_mut().zip(key(row)).for_each(|(to, from)| *to = *from);
+            (u64::from_be_bytes(first), row)
+        };
+        let mut sorted: Vec<_> = self.changed.drain(..).map(first).collect();
+        sorted.sort_unstable_by(|(a, x), (b, y)| a.cmp(b).then_with(|| key(*x).cmp(key(*y))));
+        sorted.into_iter().map(|(_, row)| row).collect()
     }
 
     fn index(&mut self) -> &BTreeSet<Bytes> {
-        self.index.get_or_insert_with(|| self.entries.keys().cloned().collect())
+        let live = |entry: &Entry| entry.value.is_some().then(|| entry.key.clone());
+        self.index.get_or_insert_with(|| self.entries.iter().filter_map(live).collect())
     }
 }
 
@@ -77,13 +168,12 @@ pub struct PageLimit {
 #[derive(Debug, Default)]
 pub struct StoreSet {
     stores: Vec<Store>,
-    uncommitted: Changes,
 }
 
 impl StoreSet {
     /// `stores` empty stores.
     pub fn new(stores: usize) -> Self {
-        Self { stores: (0..stores).map(|_| Store::default()).collect(), ..Self::default() }
+        Self { stores: (0..stores).map(|_| Store::default()).collect() }
     }
 
     /// The value of `key`.
@@ -91,7 +181,7 @@ impl StoreSet {
     /// # Panics
     /// When there is no store of that index, here and below: the plugin floor opens stores by name.
     pub fn get(&self, store: usize, key: &[u8]) -> Option<&[u8]> {
-        self.stores[store].entries.get(key).map(AsRef::as_ref)
+        self.stores[store].get(key)
     }
 
     /// Whether there are no stores at all.
@@ -101,7 +191,7 @@ impl StoreSet {
 
     /// The number of entries of a store.
     pub fn len(&self, store: usize) -> usize {
-        self.stores[store].entries.len()
+        self.stores[store].len
     }
 
     /// The bytes of a store's keys and values.
@@ -116,33 +206,48 @@ impl StoreSet {
 
     /// Makes the changes of a call that succeeded part of the state and of the next commit.
     pub fn apply(&mut self, overlay: Overlay) {
-        for (store, changes) in overlay.stores.into_iter().enumerate() {
-            for (key, value) in changes {
-                match &value {
-                    Some(value) => self.stores[store].put(&key, value),
-                    None => self.stores[store].delete(&key),
+        for (store, changes) in self.stores.iter_mut().zip(overlay.stores) {
+            for (keys, values) in &changes.columns {
+                for i in 0..keys.len() {
+                    store.set(keys.value(i), Some(values.value(i)), false);
                 }
-                self.uncommitted.set(store, key, value);
+            }
+            for (key, value) in changes.entries {
+                store.set(&key, value.as_deref(), false);
             }
         }
     }
 
     /// Applies changes that are durable: a checkpoint's or a changelog's.
     pub fn restore(&mut self, store: usize, key: &[u8], value: Option<&[u8]>) {
-        match value {
-            Some(value) => self.stores[store].put(key, value),
-            None => self.stores[store].delete(key),
-        }
+        self.stores[store].set(key, value, true);
     }
 
-    /// Takes what changed since the last call, for the changelog.
-    pub fn take_changes(&mut self) -> Changes {
-        std::mem::take(&mut self.uncommitted)
+    /// Takes what changed since the last call, as the keys and values of changelog records, one a
+    /// changed key, in key order.
+    pub fn take_changes(&mut self) -> (BinaryArray, BinaryArray) {
+        let rows = self.stores.iter().map(|s| s.changed.len()).sum();
+        let mut keys = BinaryBuilder::with_capacity(rows, self.uncommitted_bytes());
+        let mut values = BinaryBuilder::with_capacity(rows, self.uncommitted_bytes());
+        let mut full = Vec::new();
+        for (number, store) in self.stores.iter_mut().enumerate() {
+            for row in store.take_changed() {
+                let entry = &mut store.entries[row as usize];
+                entry.changed = false;
+                changelog_key::join(number, &entry.key, &mut full);
+                keys.append_value(&full);
+                values.append_option(entry.value.as_deref());
+                if entry.value.is_none() {
+                    store.forget(row);
+                }
+            }
+        }
+        (keys.finish(), values.finish())
     }
 
     /// The bytes that [`StoreSet::take_changes`] would take.
     pub fn uncommitted_bytes(&self) -> usize {
-        self.uncommitted.size_bytes()
+        self.stores.iter().map(|s| s.changed_bytes).sum()
     }
 
     /// Entries with `start <= key < end`, in key order.
@@ -167,7 +272,8 @@ impl StoreSet {
     ) -> Page {
         let store = &mut self.stores[store];
         store.index();
-        let (entries, index) = (&store.entries, store.index.iter().flatten_range(start, end));
+        let store = &*store;
+        let index = store.index.iter().flatten_range(start, end);
         let mut page = PageBuilder::new(limit);
         let mut changed = over.range::<[u8], _>(range(start, end)).peekable();
         let mut stored = index.peekable();
@@ -178,7 +284,7 @@ impl StoreSet {
                 (None, None) => break,
                 (Some(key), over) if over.is_none_or(|over| key < over) => {
                     stored.next();
-                    entries.get(key).map(|value| (key, value.as_ref()))
+                    store.get(key).map(|value| (key, value))
                 }
                 (key, _) => {
                     if key == over {
@@ -268,25 +374,53 @@ impl PageBuilder {
 /// The changes of one call of a plugin, over the state that it began with.
 #[derive(Debug)]
 pub struct Overlay {
-    stores: Vec<HashMap<Bytes, Option<Bytes>>>,
+    stores: Vec<CallChanges>,
+}
+
+/// The changes of one call to one store. A plugin that reads first and writes once, as the SDK does,
+/// leaves columns as they came; they become entries when the call goes on.
+#[derive(Debug, Default)]
+struct CallChanges {
+    /// Keys and values that were put, in order.
+    columns: Vec<(BinaryArray, BinaryArray)>,
+    /// What came after `columns`.
+    entries: HashMap<Bytes, Option<Bytes>>,
+}
+
+/// Rows from which on a put is kept as columns.
+const COLUMN_ROWS: usize = 64;
+/// Most puts of a call that are kept as columns.
+const MAX_COLUMNS: usize = 8;
+
+impl CallChanges {
+    /// All changes by key.
+    fn entries(&mut self) -> &mut HashMap<Bytes, Option<Bytes>> {
+        for (keys, values) in std::mem::take(&mut self.columns) {
+            self.entries.reserve(keys.len());
+            for i in 0..keys.len() {
+                self.entries.insert(keys.value(i).into(), Some(values.value(i).into()));
+            }
+        }
+        &mut self.entries
+    }
 }
 
 impl Overlay {
     /// No changes, over `stores` stores.
     pub fn new(stores: usize) -> Self {
-        Self { stores: (0..stores).map(|_| HashMap::new()).collect() }
+        Self { stores: (0..stores).map(|_| CallChanges::default()).collect() }
     }
 
     /// The value of each key, null where there is none, through these changes. Stops after the value
     /// that brings their bytes beyond `limit_bytes`: fewer values than keys mean that it was reached.
     pub fn get_many(
-        &self,
+        &mut self,
         base: &StoreSet,
         store: usize,
         keys: &BinaryArray,
         limit_bytes: usize,
     ) -> BinaryArray {
-        let (changes, entries) = (&self.stores[store], &base.stores[store].entries);
+        let (changes, base) = (&*self.stores[store].entries(), &base.stores[store]);
         let mut values = BinaryBuilder::with_capacity(keys.len(), keys.len() * 16);
         let mut bytes = 0;
         for i in 0..keys.len() {
@@ -294,7 +428,7 @@ impl Overlay {
             let changed = if changes.is_empty() { None } else { changes.get(key) };
             let value = match changed {
                 Some(change) => change.as_deref(),
-                None => entries.get(key).map(AsRef::as_ref),
+                None => base.get(key),
             };
             values.append_option(value);
             bytes += value.map_or(0, <[u8]>::len);
@@ -306,34 +440,35 @@ impl Overlay {
     }
 
     /// Writes one value for each key, in order.
-    pub fn put_many(&mut self, store: usize, keys: &BinaryArray, values: &BinaryArray) {
+    pub fn put_many(&mut self, store: usize, keys: BinaryArray, values: BinaryArray) {
         let changes = &mut self.stores[store];
-        changes.reserve(keys.len());
-        for i in 0..keys.len() {
-            changes.insert(keys.value(i).into(), Some(values.value(i).into()));
+        let keep = changes.entries.is_empty() && changes.columns.len() < MAX_COLUMNS;
+        let rows = keys.len();
+        changes.columns.push((keys, values));
+        if !keep || rows < COLUMN_ROWS {
+            changes.entries();
         }
     }
 
     /// Deletes each key.
     pub fn delete_many(&mut self, store: usize, keys: &BinaryArray) {
+        let entries = self.stores[store].entries();
         for i in 0..keys.len() {
-            self.stores[store].insert(keys.value(i).into(), None);
+            entries.insert(keys.value(i).into(), None);
         }
     }
 
     /// Entries with `start <= key < end`, in key order, through these changes.
     pub fn scan(
-        &self,
+        &mut self,
         base: &mut StoreSet,
         store: usize,
         start: &[u8],
         end: Option<&[u8]>,
         limit: PageLimit,
     ) -> Page {
-        let over = self.stores[store]
-            .iter()
-            .map(|(key, value)| (key.as_ref(), value.as_deref()))
-            .collect::<BTreeMap<_, _>>();
+        let entries = self.stores[store].entries().iter();
+        let over = entries.map(|(key, value)| (key.as_ref(), value.as_deref())).collect();
         base.scan_through(store, start, end, limit, &over)
     }
 }
@@ -357,10 +492,10 @@ mod tests {
     fn a_failed_call_leaves_no_trace() {
         let mut stores = StoreSet::new(1);
         let mut first = Overlay::new(1);
-        first.put_many(0, &column(&["a", "b"]), &column(&["1", "2"]));
+        first.put_many(0, column(&["a", "b"]), column(&["1", "2"]));
         stores.apply(first);
         let mut failed = Overlay::new(1);
-        failed.put_many(0, &column(&["a"]), &column(&["9"]));
+        failed.put_many(0, column(&["a"]), column(&["9"]));
         failed.delete_many(0, &column(&["b"]));
         let seen = failed.get_many(&stores, 0, &column(&["a", "b", "c"]), 100);
         assert_eq!(failed.get_many(&stores, 0, &column(&["a", "b"]), 0).len(), 1);
@@ -374,10 +509,10 @@ mod tests {
     fn scans_see_the_calls_own_changes_in_order() {
         let mut stores = StoreSet::new(2);
         let mut base = Overlay::new(2);
-        base.put_many(1, &column(&["b", "d", "f"]), &column(&["1", "2", "3"]));
+        base.put_many(1, column(&["b", "d", "f"]), column(&["1", "2", "3"]));
         stores.apply(base);
         let mut over = Overlay::new(2);
-        over.put_many(1, &column(&["a", "d", "e"]), &column(&["4", "5", "6"]));
+        over.put_many(1, column(&["a", "d", "e"]), column(&["4", "5", "6"]));
         over.delete_many(1, &column(&["f", "x"]));
         let pair = |k: &str, v: &str| (k.to_owned(), v.to_owned());
         let page = over.scan(&mut stores, 1, b"", None, ALL);
@@ -406,5 +541,94 @@ mod tests {
         stores.restore(0, &[3], None);
         assert_eq!(stores.scan(0, &[3], Some(&[5]), ALL).keys.value(0), [4]);
         assert_eq!(stores.size_bytes(0), 9 * 11);
+    }
+
+    #[test]
+    fn changes_are_net_and_in_the_order_of_changelog_keys() {
+        let mut stores = StoreSet::new(2);
+        stores.restore(1, b"gone", Some(b"0"));
+        stores.restore(1, b"kept", Some(b"0"));
+        let mut call = Overlay::new(2);
+        call.put_many(1, column(&["a", "abcdefgh-2", "abcdefgh-1"]), column(&["1", "2", "3"]));
+        call.put_many(0, column(&["z"]), column(&["22"]));
+        call.delete_many(1, &column(&["a", "gone", "never"]));
+        stores.apply(call);
+        let full = |store: u8, key: &str| [&[0, store], key.as_bytes()].concat();
+        let expected = [
+            (full(0, "z"), Some(b"22".to_vec())),
+            (full(1, "a"), None),
+            (full(1, "abcdefgh-1"), Some(b"3".to_vec())),
+            (full(1, "abcdefgh-2"), Some(b"2".to_vec())),
+            (full(1, "gone"), None),
+        ];
+        let bytes: usize =
+            expected.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Vec::len)).sum();
+        assert_eq!(stores.uncommitted_bytes(), bytes);
+        let (keys, values) = stores.take_changes();
+        let pair = |i: usize| {
+            let value = values.is_valid(i).then(|| values.value(i).to_vec());
+            (keys.value(i).to_vec(), value)
+        };
+        assert_eq!((0..keys.len()).map(pair).collect::<Vec<_>>(), expected);
+        assert_eq!((stores.uncommitted_bytes(), stores.take_changes().0.len()), (0, 0));
+        assert_eq!((stores.len(0), stores.len(1), stores.get(1, b"a")), (1, 3, None));
+    }
+
+    #[test]
+    fn a_store_is_what_a_map_is() {
+        let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
+        let seed = seed.unwrap_or_else(|| crate::clock::SystemClock::shared().random());
+        println!("ANABRANCH_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (mut stores, mut plain) = (StoreSet::new(1), BTreeMap::<Vec<u8>, Vec<u8>>::new());
+        let mut durable = plain.clone();
+        for round in 0..300 {
+            let mut call = Overlay::new(1);
+            let mut after = plain.clone();
+            for _ in 0..random.usize(..5) {
+                let count = random.usize(1..130);
+                let keys: Vec<_> = (0..count).map(|_| vec![b'k', random.u8(..60)]).collect();
+                let column = |rows: &[Vec<u8>]| rows.iter().map(Some).collect::<BinaryArray>();
+                if random.u8(..3) == 0 {
+                    call.delete_many(0, &column(&keys));
+                    keys.iter().for_each(|key| drop(after.remove(key)));
+                } else {
+                    let values: Vec<_> =
+                        keys.iter().map(|_| vec![random.u8(..); random.usize(..4)]).collect();
+                    call.put_many(0, column(&keys), column(&values));
+                    after.extend(keys.iter().cloned().zip(values));
+                }
+                if random.bool() {
+                    let seen = call.get_many(&stores, 0, &column(&keys), usize::MAX);
+                    let expected = keys.iter().map(|key| after.get(key).map(Vec::as_slice));
+                    assert!(seen.iter().eq(expected), "round {round} of seed {seed}");
+                }
+                if random.u8(..9) == 0 {
+                    let page =
+                        call.scan(&mut stores, 0, b"", None, PageLimit { entries: 999, ..ALL });
+                    let pairs = page.keys.iter().flatten().zip(page.values.iter().flatten());
+                    let expected = after.iter().map(|(k, v)| (k.as_slice(), v.as_slice()));
+                    assert!(pairs.eq(expected), "round {round} of seed {seed}");
+                }
+            }
+            if random.u8(..4) > 0 {
+                stores.apply(call);
+                plain = after;
+            }
+            if random.bool() {
+                let (keys, values) = stores.take_changes();
+                for (key, value) in keys.iter().zip(&values) {
+                    let key = key.unwrap()[2..].to_vec();
+                    match value {
+                        Some(value) => drop(durable.insert(key, value.to_vec())),
+                        None => drop(durable.remove(&key)),
+                    }
+                }
+                assert_eq!(durable, plain, "round {round} of seed {seed}");
+            }
+            let bytes: usize = plain.iter().map(|(k, v)| k.len() + v.len()).sum();
+            let size = (stores.len(0), stores.size_bytes(0));
+            assert_eq!(size, (plain.len(), bytes as u64), "round {round} of seed {seed}");
+        }
     }
 }

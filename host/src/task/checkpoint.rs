@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Environment;
 use crate::log::{Commit, CommitError, Guard};
-use crate::state::{Changes, StoreSet, checkpoint};
+use crate::state::{Changes, StoreSet, changelog_key, checkpoint};
 use crate::storage::crash_point;
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
 
@@ -94,7 +94,7 @@ impl StateOf {
             next = manifest.changelog;
         }
         self.read_changelog(env, next, |key, value| {
-            let (store, key) = Changes::split_key(key).map_err(|e| e.to_string())?;
+            let (store, key) = changelog_key::split(key).map_err(|e| e.to_string())?;
             set.restore(store, key, value);
             Ok(())
         })?;
@@ -145,7 +145,7 @@ impl StateOf {
         let next = newest.as_ref().map_or(Offset::ZERO, |(manifest, _)| manifest.changelog);
         let mut changes = Changes::default();
         let end = self.read_changelog(env, next, |key, value| {
-            changes.set_full(key.into(), value.map(Into::into));
+            changes.set(key.into(), value.map(Into::into));
             Ok(())
         })?;
         if changes.is_empty() {

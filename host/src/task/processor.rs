@@ -178,7 +178,7 @@ impl StateAccess for CallState {
         keys: &BinaryArray,
         values: &BinaryArray,
     ) -> Result<(), AccessError> {
-        self.overlay.lock().put_many(store as usize, keys, values);
+        self.overlay.lock().put_many(store as usize, keys.clone(), values.clone());
         Ok(())
     }
 
@@ -197,7 +197,7 @@ impl StateAccess for CallState {
     ) -> Result<Page, AccessError> {
         let mut working = self.shared.working.write();
         let limit = PageLimit { entries: limit as usize, bytes: limit_bytes as usize };
-        let overlay = self.overlay.lock();
+        let mut overlay = self.overlay.lock();
         let page = overlay.scan(&mut working.stores, store as usize, start, end, limit);
         Ok(Page { keys: page.keys, values: page.values, next: page.next })
     }

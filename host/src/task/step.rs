@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use arrow_array::Array as _;
 use parking_lot::Mutex;
 
 use super::pending::{JournalEntry, Pending, Way, changelog_records};
@@ -18,6 +19,7 @@ use super::{
     Cursor, Environment, OutputSpec, Poison, Role, RunState, Step, Stepped, TaskShared, TaskSpec,
     cursor_key,
 };
+
 use crate::log::{Append, Commit, CommitError, Guard, SegmentError, SegmentWriter};
 use crate::plugin::Input;
 use crate::storage::crash_point;
@@ -373,13 +375,12 @@ impl Task {
             return Ok(false);
         }
         running.cursor.head |= way == Way::Head;
-        let (changes, version) = {
+        let ((keys, values), version) = {
             let mut working = self.shared.working.write();
             (working.stores.take_changes(), working.version)
         };
         let mut lanes = running.pending.take_lanes();
-        if !changes.is_empty() {
-            let (keys, values) = changes.into_columns();
+        if !keys.is_empty() {
             let time = running.cursor.stream_time_ms.unwrap_or_default();
             let slot = (usize::MAX, self.spec.partition.0);
             lanes.insert(slot, vec![changelog_records(keys, values, time)]);
