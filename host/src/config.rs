@@ -126,6 +126,25 @@ section!(
 );
 
 section!(
+    /// `[plugins]`: what pushing and compiling a plugin may cost. Compilation runs in a process of its
+    /// own, which is held to these limits and killed at them.
+    Plugins {
+        /// Largest plugin in bytes. A Python guest has 18 MB.
+        max_bytes: usize = 64 << 20,
+        /// Address space of a compilation in bytes: what it may allocate, the program itself included.
+        compile_memory_bytes: u64 = 2 << 30,
+        /// Processor time of a compilation in seconds. A Python guest takes six.
+        compile_cpu_seconds: u64 = 60,
+        /// Wall time of a compilation in milliseconds, for a machine that is busy with other things.
+        compile_timeout_ms: u64 = 180_000,
+        /// Bytes of compiled code. A Python guest has 33 MB.
+        compile_output_bytes: u64 = 512 << 20,
+        /// Compilations at the same time; further ones wait for their turn.
+        compile_jobs: usize = 2,
+    }
+);
+
+section!(
     /// `[log]`: what the host says of itself.
     LogOutput {
         /// Which lines: `error`, `warn`, `info`, `debug`, `trace`, or tracing's directives.
@@ -159,6 +178,8 @@ pub struct Config {
     pub segments: Segments,
     /// `[tasks]`
     pub tasks: Tasks,
+    /// `[plugins]`
+    pub plugins: Plugins,
     /// `[log]`
     pub log: LogOutput,
 }
@@ -218,7 +239,7 @@ impl Config {
 /// `ANABRANCH_HTTP_MAX_BODY_BYTES` is key `max_body_bytes` of section `http`; other variables, such as
 /// the client's `ANABRANCH_URL`, are not about the configuration.
 fn section_and_key(name: &str) -> Option<(&'static str, String)> {
-    const SECTIONS: [&str; 6] = ["data", "http", "storage", "segments", "tasks", "log"];
+    const SECTIONS: [&str; 7] = ["data", "http", "storage", "segments", "tasks", "plugins", "log"];
     let rest = name.strip_prefix("ANABRANCH_")?.to_ascii_lowercase();
     SECTIONS.iter().find_map(|section| {
         let key = rest.strip_prefix(section)?.strip_prefix('_')?;

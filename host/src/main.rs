@@ -4,9 +4,10 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anabranch::cli::{self, Cli, Command, Serve};
+use anabranch::cli::{self, Cli, Command, CompilePlugin, Serve};
 use anabranch::clock::SystemClock;
 use anabranch::config::{Config, LogFormat};
+use anabranch::plugin::{self, ChildLimits};
 use anyhow::Context as _;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +23,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if let Some(Command::CompilePlugin(args)) = &cli.command {
+        let CompilePlugin { work, memory_bytes, cpu_seconds, output_bytes } = *args;
+        let limits = ChildLimits { memory_bytes, cpu_seconds, output_bytes };
+        return ExitCode::from(plugin::child(work, limits));
     }
     match cli::run(cli, SystemClock::shared()) {
         Ok(()) | Err(cli::Error::BrokenPipe) => ExitCode::SUCCESS,

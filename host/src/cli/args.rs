@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+use crate::plugin::{SUBCOMMAND, Work};
+
 const START_HERE: &str = "\
 Start here:
   anabranch serve                                   a host, on http://127.0.0.1:7766
@@ -118,6 +120,26 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Compile what comes on standard input: how a host runs its compiler, and nobody else
+    #[command(name = SUBCOMMAND, hide = true, after_help = "Example:
+  anabranch compile-plugin compile --memory-bytes 2147483648 --cpu-seconds 60 --output-bytes 536870912 < a.wasm > a.cwasm")]
+    CompilePlugin(CompilePlugin),
+}
+
+/// `compile-plugin`
+#[derive(Debug, Args)]
+pub struct CompilePlugin {
+    /// What to make of it: `componentize` or `compile`
+    pub work: Work,
+    /// Address space
+    #[arg(long)]
+    pub memory_bytes: u64,
+    /// Processor time
+    #[arg(long)]
+    pub cpu_seconds: u64,
+    /// Size of the result
+    #[arg(long)]
+    pub output_bytes: u64,
 }
 
 /// `serve`

@@ -47,7 +47,9 @@ pub fn run(cli: Cli, clock: SharedClock) -> Result<(), Error> {
         return Ok(Cli::command().print_help()?);
     };
     match command {
-        Command::Serve(_) => Err(Error::Usage("serve is no client's command".to_owned())),
+        Command::Serve(_) | Command::CompilePlugin(_) => {
+            Err(Error::Usage("this is no client's command".to_owned()))
+        }
         Command::Topic(topic) => run_topic(&context, topic),
         Command::Produce(args) => produce::run(&context, &args),
         Command::Consume(args) => consume::run(&context, &args),

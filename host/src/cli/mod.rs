@@ -16,6 +16,6 @@ mod print;
 mod produce;
 mod progress;
 
-pub use args::{Cli, Command, Serve};
+pub use args::{Cli, Command, CompilePlugin, Serve};
 pub use client::Error;
 pub use commands::run;

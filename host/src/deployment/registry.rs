@@ -28,7 +28,7 @@ use crate::log::{
     Append, Commit, CommitError, Log, LogConfig, LogKind, LogSpec, Topic, TopicChange, TopicFormat,
     TopicState,
 };
-use crate::plugin::{Plugin, Runtime};
+use crate::plugin::{CompileError, Plugin, Refusal, Runtime};
 use crate::storage::{self, FileSystem, OsFileSystem, Storage};
 use crate::task::{Environment, FileWriters, StateOf, Workers, quarantine_checkpoints};
 use crate::types::{
@@ -194,7 +194,7 @@ impl Registry {
         let machine = |e: std::io::Error| {
             Error::new(Kind::Internal, "cannot_start", format!("cannot start a thread: {e}"))
         };
-        let runtime = Runtime::new(&dir.join("compiled"))
+        let runtime = Runtime::contained(&dir.join("compiled"), &config.plugins)
             .map_err(|e| Error::new(Kind::Internal, "cannot_open", e.to_string()))?;
         for folder in ["plugins", "checkpoints"] {
             file_system.create_dir_all(&dir.join(folder)).map_err(|e| {
@@ -543,12 +543,10 @@ impl Registry {
     /// # Errors
     /// When it is no plugin, or asks for what is not granted.
     pub fn push_plugin(&self, bytes: &[u8]) -> Result<PluginStatus, Error> {
-        let admitted = self.inner.runtime.admit(bytes).map_err(|refusal| {
-            Error::new(Kind::Invalid, "plugin_refused", format!("plugin refused: {refusal}"))
-        })?;
-        if let Ok(known) = self.plugin(&admitted.digest) {
+        if let Ok(known) = self.plugin(&Digest::of(bytes)) {
             return Ok(known);
         }
+        let admitted = self.inner.runtime.admit(bytes).map_err(plugin_refused)?;
         let record = PluginRecord {
             digest: admitted.digest,
             size_bytes: bytes.len() as u64,
@@ -633,6 +631,18 @@ impl Registry {
     pub fn events_after(&self, id: u64) -> Vec<Arc<Event>> {
         self.inner.events.after(id)
     }
+}
+
+/// The refusal of a plugin: what can be mended, what is beyond a limit, what is not the plugin's fault.
+fn plugin_refused(refusal: Refusal) -> Error {
+    let (kind, code) = match &refusal {
+        Refusal::Compile(CompileError::Host(_)) => (Kind::Unavailable, "compiler_unavailable"),
+        Refusal::Compile(CompileError::Limit { .. }) | Refusal::TooLarge { .. } => {
+            (Kind::Refused, "plugin_too_costly")
+        }
+        _ => (Kind::Invalid, "plugin_refused"),
+    };
+    Error::new(kind, code, format!("plugin refused: {refusal}"))
 }
 
 /// The refusal behind a commit that was refused.

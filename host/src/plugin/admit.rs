@@ -2,20 +2,19 @@
 //!
 //! **Invariant:** what is admitted can be loaded: its exports and imports match the contract, it
 //! compiles, and it has said what it is. What is refused is refused in one sentence that names the
-//! export, import or version at fault and says what to do.
+//! export, import or version at fault and says what to do. In this process bytes are only looked at:
+//! sections are walked once, names are compared. What makes components and code of them is `compile`.
 
-use wasmparser::{Encoding, Parser, Payload};
+use wasmparser::{ComponentTypeRef, Encoding, Parser, Payload, TypeBounds};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
+use super::compile::{CompileError, Work};
 use super::contract::{PACKAGE, VERSION, WIT};
 use super::description::Description;
 use super::engine::{DescribeError, Runtime};
+use super::imports::reason;
 use crate::types::Digest;
-
-/// The largest plugin, in bytes. 64 MiB: a Python guest has 18, and compiling takes the longer and
-/// the more memory the larger the code is.
-pub const MAX_PLUGIN_BYTES: usize = 64 << 20;
 
 /// The interfaces that a plugin may import.
 const GRANTED: [&str; 7] = ["types", "rows", "headers", "state", "stream-time", "log", "metrics"];
@@ -41,11 +40,13 @@ pub struct Admitted {
 pub enum Refusal {
     /// Too large.
     #[error(
-        "the plugin has {bytes} bytes, the limit is {MAX_PLUGIN_BYTES}: build it optimised and strip debug information"
+        "the plugin has {bytes} bytes, the limit is {limit} (max_bytes in [plugins]): build it optimised and strip debug information"
     )]
     TooLarge {
         /// Its size.
         bytes: usize,
+        /// The largest that is taken.
+        limit: usize,
     },
     /// No WebAssembly at all.
     #[error(
@@ -103,30 +104,39 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
+    /// It costs too much to compile, or the compiler could not be had.
+    #[error(transparent)]
+    Compile(CompileError),
 }
 
 impl Runtime {
     /// Judges uploaded bytes: a component, or a core module, which becomes one.
     pub fn admit(&self, bytes: &[u8]) -> Result<Admitted, Refusal> {
-        if bytes.len() > MAX_PLUGIN_BYTES {
-            return Err(Refusal::TooLarge { bytes: bytes.len() });
+        let limit = self.max_bytes();
+        if bytes.len() > limit {
+            return Err(Refusal::TooLarge { bytes: bytes.len(), limit });
         }
-        let component = match encoding(bytes)? {
+        let encoding = encoding(bytes)?;
+        let names = read_names(bytes)
+            .map_err(|error| Refusal::Invalid { reason: reason(&error.to_string()) })?;
+        names.imports.iter().try_for_each(|import| check_import(import))?;
+        check_exports(&names.exports)?;
+        let component = match encoding {
             Encoding::Component => bytes.to_vec(),
-            Encoding::Module => componentize(bytes)?,
+            Encoding::Module => {
+                self.run_compiler(Work::Componentize, bytes).map_err(|error| match error {
+                    CompileError::Invalid(reason) => Refusal::Module { reason },
+                    other => Refusal::Compile(other),
+                })?
+            }
         };
-        let compiled = self
-            .compile(&component)
-            .map_err(|error| Refusal::Invalid { reason: format!("{error:#}") })?;
-        let exports = compiled.component_type();
-        let exports: Vec<&str> = exports.exports(self.engine()).map(|(name, _)| name).collect();
-        check_exports(&exports)?;
-        for (import, _) in compiled.component_type().imports(self.engine()) {
-            check_import(import)?;
-        }
+        let compiled = self.compile(&component).map_err(|error| match error {
+            CompileError::Invalid(reason) => Refusal::Invalid { reason },
+            other => Refusal::Compile(other),
+        })?;
         let pre = self
             .link(&compiled)
-            .map_err(|error| Refusal::Mismatch { reason: format!("{error:#}") })?;
+            .map_err(|error| Refusal::Mismatch { reason: reason(&format!("{error:#}")) })?;
         let digest = Digest::of(bytes);
         let plugin = self.describe(digest, pre).map_err(|error| Refusal::Describe {
             reason: match error {
@@ -169,53 +179,65 @@ fn look_at(bytes: &[u8]) -> &'static str {
     }
 }
 
-/// What admission needs to know of a core module.
+/// The names that a module or component itself, not what lies within it, imports and exports.
 #[derive(Default)]
-struct Module {
+struct Names {
+    /// Whether it carries the WIT that it was built against.
     described: bool,
     imports: Vec<String>,
     exports: Vec<String>,
 }
 
-fn read_module(bytes: &[u8]) -> Result<Module, wasmparser::BinaryReaderError> {
-    let mut module = Module::default();
+fn read_names(bytes: &[u8]) -> Result<Names, wasmparser::BinaryReaderError> {
+    let mut names = Names::default();
+    let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            _ if depth > 0 => {}
             Payload::CustomSection(section) => {
-                module.described |= section.name().starts_with("component-type");
+                names.described |= section.name().starts_with("component-type");
             }
             Payload::ImportSection(section) => {
                 for import in section.into_imports() {
-                    module.imports.push(import?.module.to_owned());
+                    names.imports.push(import?.module.to_owned());
                 }
             }
             Payload::ExportSection(section) => {
                 for export in section {
-                    module.exports.push(export?.name.to_owned());
+                    names.exports.push(export?.name.to_owned());
+                }
+            }
+            Payload::ComponentImportSection(section) => {
+                for import in section {
+                    let import = import?;
+                    // Another name for a type asks for nothing.
+                    if !matches!(import.ty, ComponentTypeRef::Type(TypeBounds::Eq(_))) {
+                        names.imports.push(import.name.name.to_owned());
+                    }
+                }
+            }
+            Payload::ComponentExportSection(section) => {
+                for export in section {
+                    names.exports.push(export?.name.name.to_owned());
                 }
             }
             _ => {}
         }
     }
-    Ok(module)
+    Ok(names)
 }
 
 /// Makes a core module a component. Most carry the WIT they were built against; to one that does not
 /// the host gives its own.
-fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let invalid =
-        |error: wasmparser::BinaryReaderError| Refusal::Invalid { reason: error.to_string() };
-    let module = read_module(bytes).map_err(invalid)?;
-    for import in &module.imports {
-        check_import(import)?;
-    }
-    let exports: Vec<&str> = module.exports.iter().map(String::as_str).collect();
-    check_exports(&exports)?;
-    let failed = |error: anyhow::Error| Refusal::Module { reason: format!("{error:#}") };
+pub(super) fn componentize(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let names = read_names(bytes).map_err(|error| error.to_string())?;
+    let failed = |error: anyhow::Error| format!("{error:#}");
     let mut bytes = bytes.to_vec();
-    if !module.described {
-        let world =
-            if exports.contains(&RECORD_EXPORT) { "record-plugin" } else { "column-plugin" };
+    if !names.described {
+        let records = names.exports.iter().any(|name| name == RECORD_EXPORT);
+        let world = if records { "record-plugin" } else { "column-plugin" };
         let mut resolve = Resolve::default();
         let package = resolve.push_source("anabranch.wit", WIT).map_err(failed)?;
         let world = resolve.select_world(&[package], Some(world)).map_err(failed)?;
@@ -228,10 +250,11 @@ fn componentize(bytes: &[u8]) -> Result<Vec<u8>, Refusal> {
         .map_err(failed)
 }
 
-fn check_exports(exports: &[&str]) -> Result<(), Refusal> {
+fn check_exports(exports: &[String]) -> Result<(), Refusal> {
+    let exported = |name: &str| exports.iter().any(|export| export == name);
     let mut missing: Vec<&str> =
-        COMMON_EXPORTS.into_iter().filter(|name| !exports.contains(name)).collect();
-    if !exports.contains(&COLUMN_EXPORT) && !exports.contains(&RECORD_EXPORT) {
+        COMMON_EXPORTS.into_iter().filter(|name| !exported(name)).collect();
+    if !exported(COLUMN_EXPORT) && !exported(RECORD_EXPORT) {
         missing.push("process or process-record");
     }
     if missing.is_empty() {
@@ -242,14 +265,15 @@ fn check_exports(exports: &[&str]) -> Result<(), Refusal> {
 
 /// Checks the name of an import: `namespace:package/interface@version`, or a core module's.
 fn check_import(import: &str) -> Result<(), Refusal> {
+    let name = reason(import);
     let refuse =
-        |hint: &str| Err(Refusal::NotGranted { import: import.to_owned(), hint: hint.to_owned() });
+        |hint: &str| Err(Refusal::NotGranted { import: name.clone(), hint: hint.to_owned() });
     let (path, version) = import.split_once('@').unwrap_or((import, ""));
     match path.strip_prefix(PACKAGE).and_then(|rest| rest.strip_prefix('/')) {
         Some(interface)
             if version != VERSION && (GRANTED.contains(&interface) || !version.is_empty()) =>
         {
-            Err(Refusal::OtherVersion { import: import.to_owned() })
+            Err(Refusal::OtherVersion { import: name })
         }
         Some(interface) if GRANTED.contains(&interface) => Ok(()),
         Some(_) => refuse(&format!("{PACKAGE}@{VERSION} offers {}", GRANTED.join(", "))),

@@ -47,6 +47,11 @@ impl Cache {
         (Sha256::digest(&code)[..] == bytes[..]).then_some(code)
     }
 
+    /// A file without a name, as private as the entries: it goes when it is closed, whoever dies first.
+    pub fn scratch(&self) -> io::Result<fs::File> {
+        tempfile::tempfile_in(&self.directory)
+    }
+
     /// Writes an entry: whole under its name, or not at all.
     pub fn put(&self, key: &str, code: &[u8]) -> io::Result<()> {
         let n = self.writes.fetch_add(1, Ordering::Relaxed);

@@ -13,11 +13,13 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, Store, Trap
 
 use super::cache::Cache;
 use super::call::CallError;
+use super::compile::{Children, CompileError, Compiler, Work};
 use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
 use super::description::{Description, DescriptionError};
 use super::imports::{CallScope, HostState, Imports};
 use super::instance::{Guest, Instance, arm, call_error, new_store};
 use super::limits::Limits;
+use crate::config::Plugins;
 use crate::types::Digest;
 
 /// How often the epoch moves on, in milliseconds: the grain of deadlines.
@@ -51,7 +53,7 @@ pub enum Error {
 }
 
 /// The configuration of the engine, whole.
-fn engine_config() -> Config {
+pub(super) fn engine_config() -> Config {
     let mut config = Config::new();
     config
         // Containment: work is counted, time is bounded, the stack is bounded.
@@ -79,6 +81,8 @@ struct Shared {
     engine: Engine,
     linker: Linker<HostState>,
     cache: Cache,
+    compiler: Compiler,
+    max_bytes: usize,
     engine_hash: String,
 }
 
@@ -87,9 +91,28 @@ struct Shared {
 pub struct Runtime(Arc<Shared>);
 
 impl Runtime {
-    /// Starts an engine that keeps compiled plugins in `cache_dir`. The ticking thread ends when
+    /// Starts an engine that keeps compiled plugins in `cache_dir` and compiles them in this process,
+    /// without limits: for tests and tools whose plugins are their own. The ticking thread ends when
     /// the last clone is gone and no plugin remains.
+    ///
+    /// # Errors
+    /// When the engine cannot be made or the directory cannot be used.
     pub fn new(cache_dir: &Path) -> Result<Self, Error> {
+        Self::start(cache_dir, Compiler::Here, Plugins::default().max_bytes)
+    }
+
+    /// The same for plugins of strangers: they are compiled in children of this program, whose
+    /// `main` hands [`super::SUBCOMMAND`] to [`super::child`], under `limits`.
+    ///
+    /// # Errors
+    /// As [`Runtime::new`], and when the system does not say which program this is.
+    pub fn contained(cache_dir: &Path, limits: &Plugins) -> Result<Self, Error> {
+        let children = Children::new(limits.clone())
+            .map_err(|error| Error::Engine(format!("which program is this? {error}")))?;
+        Self::start(cache_dir, Compiler::Children(children), limits.max_bytes)
+    }
+
+    fn start(cache_dir: &Path, compiler: Compiler, max_bytes: usize) -> Result<Self, Error> {
         let failed = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
         let engine = Engine::new(&engine_config()).map_err(failed)?;
         let mut linker = Linker::new(&engine);
@@ -110,7 +133,7 @@ impl Runtime {
         let thread = std::thread::Builder::new().name("plugin-epoch".into()).spawn(tick);
         thread.map_err(|error| Error::Engine(format!("no thread for deadlines: {error}")))?;
         let engine_hash = compatibility_hash(&engine);
-        Ok(Self(Arc::new(Shared { engine, linker, cache, engine_hash })))
+        Ok(Self(Arc::new(Shared { engine, linker, cache, compiler, max_bytes, engine_hash })))
     }
 
     /// Compiles an admitted component, or takes it from the cache, and asks it what it is.
@@ -124,24 +147,33 @@ impl Runtime {
         Ok(Arc::new(plugin))
     }
 
-    pub(super) fn engine(&self) -> &Engine {
-        &self.0.engine
+    pub(super) fn max_bytes(&self) -> usize {
+        self.0.max_bytes
     }
 
-    pub(super) fn compile(&self, component: &[u8]) -> wasmtime::Result<Component> {
+    /// Has the compiler work on a stranger's bytes.
+    pub(super) fn run_compiler(&self, work: Work, bytes: &[u8]) -> Result<Vec<u8>, CompileError> {
+        let shared = &*self.0;
+        shared.compiler.run(work, bytes, &shared.engine, &shared.cache)
+    }
+
+    /// A component's code: from the cache, or compiled now and kept there.
+    pub(super) fn compile(&self, component: &[u8]) -> Result<Component, CompileError> {
         let shared = &*self.0;
         let key = format!("{}-{}", Digest::of(component).hex(), shared.engine_hash);
+        // SAFETY: the bytes come from this engine's own compiler, at once or by way of the cache. The
+        // cache's directory is private to the host's user, an entry's name is bound to component and
+        // engine, and its checksum says that it is whole. wasmtime checks version and configuration.
+        let load = |code: &[u8]| unsafe { Component::deserialize(&shared.engine, code) };
         if let Some(code) = shared.cache.get(&key) {
-            // SAFETY: the bytes were written by `put` below, from this engine's own compiler: the
-            // directory is private to the host's user, the name is bound to component and engine,
-            // and the checksum says that they are whole. wasmtime checks version and configuration.
-            match unsafe { Component::deserialize(&shared.engine, &code) } {
+            match load(&code) {
                 Ok(component) => return Ok(component),
                 Err(_) => shared.cache.remove(&key),
             }
         }
-        let compiled = Component::from_binary(&shared.engine, component)?;
-        if let Err(error) = shared.cache.put(&key, &compiled.serialize()?) {
+        let code = self.run_compiler(Work::Compile, component)?;
+        let compiled = load(&code).map_err(|error| CompileError::Broke(format!("{error:#}")))?;
+        if let Err(error) = shared.cache.put(&key, &code) {
             tracing::warn!(%error, "a compiled plugin could not be cached; it is compiled again at the next start");
         }
         Ok(compiled)

@@ -12,6 +12,7 @@ mod admit;
 mod cache;
 mod call;
 mod columns;
+mod compile;
 mod contract;
 mod description;
 mod engine;
@@ -23,11 +24,12 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use admit::{Admitted, MAX_PLUGIN_BYTES, Refusal};
+pub use admit::{Admitted, Refusal};
 pub use call::{
     AccessError, CallError, CallOutput, Fault, Input, Level, Metric, MetricChange, OutputColumns,
     Page, Run, StateAccess,
 };
+pub use compile::{ChildLimits, CompileError, SUBCOMMAND, Work, child};
 pub use description::{
     Description, DescriptionError, KeyPart, OutputDeclaration, OutputKind, StoreDeclaration,
     ValueFormat,

@@ -1,7 +1,8 @@
 //! What is pushed is taken or refused in one sentence that says why.
 
-use super::super::{MAX_PLUGIN_BYTES, Runtime};
+use super::super::Runtime;
 use super::support::{RUNTIME, admit, guest};
+use crate::config::Plugins;
 use crate::types::Digest;
 
 fn refusal(bytes: &[u8]) -> String {
@@ -55,7 +56,7 @@ fn broken_webassembly_is_refused() {
 
 #[test]
 fn what_is_too_large_is_refused_before_it_is_read() {
-    let error = refusal(&vec![0; MAX_PLUGIN_BYTES + 1]);
+    let error = refusal(&vec![0; Plugins::default().max_bytes + 1]);
     assert!(error.contains("67108865 bytes, the limit is 67108864"), "{error}");
 }
 
