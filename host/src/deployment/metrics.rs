@@ -14,6 +14,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry as Metrics;
 
+use super::guests::Guests;
+use crate::clock::SharedClock;
 use crate::plugin::{CallOutput, Level, Metric};
 use crate::task::{Observer, TaskSpec};
 
@@ -27,7 +29,7 @@ pub struct PartitionLabels {
 }
 
 /// A generation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 pub struct GenerationLabels {
     /// The deployment.
     pub deployment: String,
@@ -120,14 +122,19 @@ pub struct HostMetrics {
     pub syncs: Durations,
     /// Bytes free on the data directory's disk.
     pub disk_free: Gauge,
+    /// Bytes of log lines that were dropped.
+    pub log_dropped: Family<GenerationLabels, Counter>,
+    /// Changes of plugins' metrics that were dropped.
+    pub metrics_dropped: Family<GenerationLabels, Counter>,
     plugin_counters: Family<PluginLabels, Counter>,
     plugin_gauges: Family<PluginLabels, FloatGauge>,
+    guests: Guests,
 }
 
 impl HostMetrics {
     /// All metrics, at zero.
-    pub fn new() -> Self {
-        let metrics = Self::default();
+    pub fn new(clock: SharedClock) -> Self {
+        let metrics = Self { guests: Guests::new(clock), ..Self::default() };
         {
             let mut registry = metrics.registry.lock();
             let r = registry.sub_registry_with_prefix("anabranch");
@@ -156,6 +163,10 @@ impl HostMetrics {
             r.register("swap_pause_seconds", "How long the last flip held live tasks", pause);
             r.register("head_bytes", "Bytes of the log's head", metrics.head_bytes.clone());
             r.register("disk_free_bytes", "Bytes free on disk", metrics.disk_free.clone());
+            let dropped = metrics.log_dropped.clone();
+            r.register("plugin_log_dropped_bytes", "Bytes of plugins' log lines dropped", dropped);
+            let dropped = metrics.metrics_dropped.clone();
+            r.register("plugin_metrics_dropped", "Changes of plugins' metrics dropped", dropped);
             let counters = metrics.plugin_counters.clone();
             r.register("plugin_counter", "Counters that plugins add to", counters);
             r.register("plugin_gauge", "Gauges that plugins set", metrics.plugin_gauges.clone());
@@ -180,6 +191,32 @@ impl HostMetrics {
     }
 }
 
+impl HostMetrics {
+    /// A line of or about a plugin, if its generation may say so much now. What was dropped before is
+    /// told by the next line that is not.
+    fn say(&self, spec: &TaskSpec, labels: &GenerationLabels, level: Level, message: &str) {
+        let bytes = message.len() as u64;
+        let (deployment, generation) = (&*labels.deployment, labels.generation);
+        let Some(missed) = self.guests.may_say(labels, bytes, spec.limits.log_bytes_per_second)
+        else {
+            self.log_dropped.get_or_create(labels).inc_by(bytes);
+            return;
+        };
+        if missed > 0 {
+            tracing::warn!(
+                target: "plugin", deployment, generation,
+                "{missed} lines were dropped (limit log_bytes_per_second)"
+            );
+        }
+        match level {
+            Level::Debug => tracing::debug!(target: "plugin", deployment, generation, "{message}"),
+            Level::Info => tracing::info!(target: "plugin", deployment, generation, "{message}"),
+            Level::Warn => tracing::warn!(target: "plugin", deployment, generation, "{message}"),
+            Level::Error => tracing::error!(target: "plugin", deployment, generation, "{message}"),
+        }
+    }
+}
+
 /// The labels of a task's generation.
 fn labels(spec: &TaskSpec) -> GenerationLabels {
     let generation = spec.generation.number.0;
@@ -197,23 +234,16 @@ impl Observer for HostMetrics {
             self.dead_letters.get_or_create(&labels).inc_by(output.rejections.len() as u64);
         }
         for (level, message) in &output.logs {
-            let (deployment, generation) = (&*labels.deployment, labels.generation);
-            match level {
-                Level::Debug => {
-                    tracing::debug!(target: "plugin", deployment, generation, "{message}")
-                }
-                Level::Info => {
-                    tracing::info!(target: "plugin", deployment, generation, "{message}")
-                }
-                Level::Warn => {
-                    tracing::warn!(target: "plugin", deployment, generation, "{message}")
-                }
-                Level::Error => {
-                    tracing::error!(target: "plugin", deployment, generation, "{message}")
-                }
-            }
+            self.say(spec, &labels, *level, message);
+        }
+        if output.dropped_log_bytes > 0 {
+            self.log_dropped.get_or_create(&labels).inc_by(output.dropped_log_bytes);
         }
         for change in &output.metrics {
+            if !self.guests.may_name(&labels, &change.name, spec.limits.metrics_per_generation) {
+                self.metrics_dropped.get_or_create(&labels).inc();
+                continue;
+            }
             let label = |name: &str| PluginLabels {
                 deployment: labels.deployment.clone(),
                 generation: labels.generation,
@@ -234,7 +264,6 @@ impl Observer for HostMetrics {
         let labels = labels(spec);
         self.traps.get_or_create(&labels).inc();
         self.dead_letters.get_or_create(&labels).inc();
-        let (deployment, generation) = (&*labels.deployment, labels.generation);
-        tracing::warn!(deployment, generation, "poison record: {reason}");
+        self.say(spec, &labels, Level::Warn, &format!("poison record: {reason}"));
     }
 }

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod flip;
 mod generation;
+mod guests;
 mod lifecycle;
 mod metrics;
 mod record;

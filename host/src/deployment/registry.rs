@@ -213,7 +213,7 @@ impl Registry {
         };
         let workers = Workers::start(count, config.tasks.replay_share, Arc::clone(&clock))
             .map_err(machine)?;
-        let metrics = Arc::new(HostMetrics::new());
+        let metrics = Arc::new(HostMetrics::new(Arc::clone(&clock)));
         let env = Arc::new(Environment {
             log: log.clone(),
             clock: Arc::clone(&clock),

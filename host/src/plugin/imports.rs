@@ -38,6 +38,8 @@ pub struct MemoryMeter {
 const MAX_ITEMS: usize = 256;
 /// Entries of one table. A large guest has some ten thousand functions.
 const MAX_TABLE_ENTRIES: usize = 1 << 20;
+/// Bytes of a table's entry.
+const TABLE_ENTRY_BYTES: usize = 8;
 
 impl MemoryMeter {
     pub fn new(limits: &Limits) -> Self {
@@ -78,8 +80,18 @@ impl ResourceLimiter for MemoryMeter {
         }
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> Result<bool> {
-        Ok(desired <= MAX_TABLE_ENTRIES)
+    /// Tables are the host's memory as much as memories are, and count as such.
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool> {
+        if desired > MAX_TABLE_ENTRIES || maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let bytes = |entries: usize| entries * TABLE_ENTRY_BYTES;
+        self.memory_growing(bytes(current), bytes(desired), None)
     }
 
     fn instances(&self) -> usize {
@@ -449,9 +461,14 @@ impl metrics::Host for HostState {
 /// The most bytes of a guest's text that an error or a rejection keeps.
 const MAX_REASON_BYTES: usize = 1024;
 
-/// `text` without control characters, so that no line forges another and no terminal is steered.
+/// `text` without control characters, and without those that break or turn lines, so that no line
+/// forges another and no terminal is steered.
 pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    let steers = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    };
+    text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 
 /// The same, cut to what an error or a rejection keeps.

@@ -3,7 +3,8 @@
 //! **Invariant:** budgets are per call and constant. None depends on the batch, on the machine or on
 //! what was left over by an earlier call, so that a record's verdict does not depend on its
 //! neighbours. `memory_bytes` alone spans the calls of an instance, because guest memory does; that
-//! is why a verdict is only ever passed in a fresh instance.
+//! is why a verdict is only ever passed in a fresh instance. The last three bound what the host keeps
+//! of all calls together, and no record is ever judged by them.
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,14 @@ pub struct Limits {
     pub log_bytes_per_call: u64,
     /// Different metrics of one call. 64: each becomes a time series.
     pub metrics_per_call: u64,
+    /// Different metrics of a generation. 256; further ones are dropped and counted.
+    pub metrics_per_generation: u64,
+    /// Bytes of log lines, those about poison records included, that a generation adds to the host's
+    /// log in a second. 64 KiB; what is beyond is dropped and counted.
+    pub log_bytes_per_second: u64,
+    /// Memory of a task's stores in bytes: keys, values, and some for each entry. 1 GiB; beyond it the
+    /// task stops.
+    pub store_memory_bytes: u64,
 }
 
 impl Default for Limits {
@@ -72,6 +81,9 @@ impl Default for Limits {
             scan_page_entries: 4_096,
             log_bytes_per_call: 64 << 10,
             metrics_per_call: 64,
+            metrics_per_generation: 256,
+            log_bytes_per_second: 64 << 10,
+            store_memory_bytes: 1 << 30,
         }
     }
 }
@@ -97,6 +109,9 @@ impl Limits {
             ("scan_page_entries", self.scan_page_entries.into(), 1, 1 << 20),
             ("log_bytes_per_call", self.log_bytes_per_call, 0, 64 << 20),
             ("metrics_per_call", self.metrics_per_call, 0, 10_000),
+            ("metrics_per_generation", self.metrics_per_generation, 0, 100_000),
+            ("log_bytes_per_second", self.log_bytes_per_second, 0, GIB),
+            ("store_memory_bytes", self.store_memory_bytes, 1 << 10, 1 << 40),
         ];
         match ranges.iter().find(|(_, value, least, most)| value < least || value > most) {
             None => Ok(()),

@@ -36,6 +36,16 @@ pub enum Failure {
     /// The plugin could not be started, or the host failed it.
     #[error("{0}")]
     Plugin(CallError),
+    /// The stores have outgrown their limit.
+    #[error(
+        "its stores take {bytes} bytes of memory, more than {limit} (limit store_memory_bytes): what was committed stays; swap to a plugin that keeps less, or to the same one with a higher limit"
+    )]
+    Stores {
+        /// What they take.
+        bytes: u64,
+        /// What they may.
+        limit: u64,
+    },
     /// Input, changelog or checkpoint cannot be read.
     #[error("{0}")]
     Read(String),
@@ -51,6 +61,9 @@ pub enum Outcome {
     /// A single record that the plugin cannot process.
     Poison(String),
 }
+
+/// Memory of a store's entry beside its key and value.
+const ENTRY_BYTES: u64 = 64;
 
 /// A plugin with the instance at hand.
 pub struct Processor {
@@ -111,12 +124,16 @@ impl Processor {
         if fresh || self.instance.as_ref().is_some_and(|i| i.memory_bytes() > self.recycle_bytes) {
             self.instance = None;
         }
+        let mut start_logs = Vec::new();
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
             None => {
                 self.started += 1;
                 let plugin = &self.spec.plugin;
-                plugin.instantiate(&self.spec.config, limits).map_err(Failure::Plugin)?
+                let started = plugin.instantiate(&self.spec.config, limits);
+                let mut instance = started.map_err(Failure::Plugin)?;
+                start_logs = instance.take_start_logs();
+                instance
             }
         };
         let stores = self.spec.plugin.description().stores.len();
@@ -128,9 +145,10 @@ impl Processor {
             None => Ok(output),
         });
         let outcome = match result {
-            Ok(output) => {
+            Ok(mut output) => {
                 let overlay = std::mem::replace(&mut *overlay.lock(), Overlay::new(0));
-                self.shared.working.write().apply(overlay, input);
+                self.apply(overlay, input)?;
+                output.logs.splice(..0, start_logs);
                 // An instance that was started with a doubled budget gives its verdict only.
                 self.instance = (!fresh).then_some(instance);
                 Ok(Ok(output))
@@ -140,6 +158,17 @@ impl Processor {
         };
         self.shared.instance.store(self.instance.is_some(), Ordering::Relaxed);
         outcome
+    }
+
+    /// Takes over the state changes of a call, unless the stores grow too large.
+    fn apply(&self, overlay: Overlay, input: &Input) -> Result<(), Failure> {
+        let mut working = self.shared.working.write();
+        working.apply(overlay, input);
+        let stores = &working.stores;
+        let each = |store| stores.size_bytes(store) + ENTRY_BYTES * stores.len(store) as u64;
+        let count = self.spec.plugin.description().stores.len();
+        let (bytes, limit) = ((0..count).map(each).sum(), self.spec.limits.store_memory_bytes);
+        if bytes > limit { Err(Failure::Stores { bytes, limit }) } else { Ok(()) }
     }
 
     /// Whether an output names a partition that its topic does not have.

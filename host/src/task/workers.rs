@@ -3,12 +3,18 @@
 //! A task is in the queue when it has something to do. Live tasks go first; replays get a guaranteed
 //! minimum share of the busy time and whatever live work leaves.
 //!
-//! **Invariant:** a task steps on one thread at a time, and a wake-up during a step is not lost.
+//! A step cannot be interrupted, and a plugin that uses up its fuel at every record makes steps of many
+//! seconds. So tasks whose last step was long wait in a queue of their own, for threads of their own,
+//! as many as there are workers and of low priority. Whoever is in a long step on an ordinary worker
+//! is found out by a watching thread, which lends its place to a new worker.
+//!
+//! **Invariant:** a task steps on one thread at a time, and a wake-up during a step is not lost. While
+//! tasks wait, as many workers as were asked for are in no long step (up to [`MAX_LENT`] lent places).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,6 +51,16 @@ pub enum Class {
     Replay,
 }
 
+/// A step of this length is long: ten times what a batch usually takes, and short enough that whoever
+/// waits behind it hardly notices.
+const LONG_STEP: Duration = Duration::from_millis(500);
+
+/// Places that may be lent at a time: each is a thread in a long step.
+const MAX_LENT: usize = 64;
+
+/// By how much threads for long steps stand back behind all others.
+const NICENESS: i32 = 10;
+
 const IDLE: u8 = 0;
 const QUEUED: u8 = 1;
 const RUNNING: u8 = 2;
@@ -55,6 +71,8 @@ struct Slot {
     step: Mutex<Option<Box<dyn Step>>>,
     state: AtomicU8,
     class: AtomicU8,
+    /// Whether its last step was long.
+    long: AtomicBool,
 }
 
 /// A task that workers run; cheap to clone.
@@ -92,9 +110,17 @@ impl Handle {
 struct Queues {
     live: VecDeque<Arc<Slot>>,
     replay: VecDeque<Arc<Slot>>,
+    /// Tasks whose last step was long.
+    long: VecDeque<Arc<Slot>>,
     /// Busy time of each class while both had work.
     live_busy: Duration,
     replay_busy: Duration,
+    /// Ordinary workers in a step, by number: when it began. Those whose place was lent are in `lent`.
+    stepping: BTreeMap<usize, Duration>,
+    lent: usize,
+    /// Ordinary workers ever started.
+    started: usize,
+    threads: Vec<JoinHandle<()>>,
     closed: bool,
 }
 
@@ -110,11 +136,32 @@ impl Queues {
         }
         self.live.pop_front().or_else(|| self.replay.pop_front())
     }
+
+    /// Whether a task waits for an ordinary worker.
+    fn waiting(&self) -> bool {
+        !(self.live.is_empty() && self.replay.is_empty())
+    }
+
+    /// Takes the place of a worker whose step has lasted too long at `now`, if one may be lent.
+    fn lend(&mut self, now: Duration) -> bool {
+        let long = self.stepping.iter().find(|(_, began)| now.saturating_sub(**began) >= LONG_STEP);
+        let Some(worker) = long.map(|(worker, _)| *worker) else { return false };
+        if self.lent >= MAX_LENT {
+            return false;
+        }
+        self.stepping.remove(&worker);
+        self.lent += 1;
+        true
+    }
 }
 
 struct Pool {
     queues: Mutex<Queues>,
     ready: Condvar,
+    long_ready: Condvar,
+    /// Told when a task waits and every ordinary worker is in a step.
+    all_busy: Condvar,
+    count: usize,
     clock: SharedClock,
     replay_share: u32,
 }
@@ -122,50 +169,136 @@ struct Pool {
 impl Pool {
     fn push(&self, slot: Arc<Slot>) {
         let mut queues = self.queues.lock();
+        if slot.long.load(Ordering::Acquire) {
+            queues.long.push_back(slot);
+            drop(queues);
+            self.long_ready.notify_one();
+            return;
+        }
         if slot.class.load(Ordering::Acquire) == Class::Live as u8 {
             queues.live.push_back(slot);
         } else {
             queues.replay.push_back(slot);
         }
+        let all_busy = queues.stepping.len() >= self.count;
         drop(queues);
         self.ready.notify_one();
+        if all_busy {
+            self.all_busy.notify_one();
+        }
     }
 
-    fn next(&self) -> Option<Arc<Slot>> {
+    /// The next task for ordinary worker `worker`.
+    fn next(&self, worker: usize) -> Option<Arc<Slot>> {
         let mut queues = self.queues.lock();
         loop {
             if queues.closed {
                 return None;
             }
             if let Some(slot) = queues.pop(self.replay_share) {
+                queues.stepping.insert(worker, self.clock.monotonic());
+                if queues.stepping.len() >= self.count && queues.waiting() {
+                    self.all_busy.notify_one();
+                }
                 return Some(slot);
             }
             self.ready.wait(&mut queues);
         }
     }
 
-    fn run(&self) {
-        while let Some(slot) = self.next() {
-            slot.state.store(RUNNING, Ordering::Release);
-            let began = self.clock.monotonic();
-            let stepped = match &mut *slot.step.lock() {
-                Some(step) => catch_unwind(AssertUnwindSafe(|| step.step())).unwrap_or_else(|_| {
-                    step.panicked();
-                    Stepped::Done
-                }),
-                None => Stepped::Done,
-            };
-            let busy = self.clock.monotonic().saturating_sub(began);
-            {
+    /// The life of an ordinary worker, which ends when its place was lent.
+    fn work(&self, worker: usize) {
+        while let Some(slot) = self.next(worker) {
+            let (stepped, busy) = self.step(&slot);
+            let kept = {
                 let mut queues = self.queues.lock();
-                if slot.class.load(Ordering::Acquire) == Class::Live as u8 {
+                let kept = queues.stepping.remove(&worker).is_some();
+                if !kept {
+                    queues.lent -= 1;
+                } else if slot.class.load(Ordering::Acquire) == Class::Live as u8 {
                     queues.live_busy += busy;
                 } else {
                     queues.replay_busy += busy;
                 }
+                kept
+            };
+            self.after(slot, stepped);
+            if !kept {
+                return;
             }
+        }
+    }
+
+    /// The life of a thread for long steps.
+    fn work_long(&self) {
+        // Of the calling thread on Linux; elsewhere it would be the whole process.
+        if cfg!(target_os = "linux")
+            && let Err(error) = rustix::process::setpriority_process(None, NICENESS)
+        {
+            tracing::debug!(%error, "a thread for long steps keeps its priority");
+        }
+        loop {
+            let mut queues = self.queues.lock();
+            let slot = loop {
+                if queues.closed {
+                    return;
+                }
+                match queues.long.pop_front() {
+                    Some(slot) => break slot,
+                    None => self.long_ready.wait(&mut queues),
+                }
+            };
+            drop(queues);
+            let (stepped, _) = self.step(&slot);
             self.after(slot, stepped);
         }
+    }
+
+    /// Lends the places of workers in long steps, for as long as tasks wait for one.
+    fn watch(self: &Arc<Self>) {
+        let mut queues = self.queues.lock();
+        loop {
+            if queues.closed {
+                return;
+            }
+            if !queues.waiting() || queues.stepping.len() < self.count {
+                self.all_busy.wait(&mut queues);
+                continue;
+            }
+            if queues.lend(self.clock.monotonic()) {
+                if let Err(error) = self.start_worker(&mut queues) {
+                    tracing::error!(%error, "no worker in place of one in a long step");
+                }
+                continue;
+            }
+            self.all_busy.wait_for(&mut queues, LONG_STEP / 10);
+        }
+    }
+
+    /// One more ordinary worker. Threads that have ended are let go of here.
+    fn start_worker(self: &Arc<Self>, queues: &mut Queues) -> std::io::Result<()> {
+        queues.threads.retain(|thread| !thread.is_finished());
+        let (pool, worker) = (Arc::clone(self), queues.started);
+        let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
+        queues.threads.push(thread.spawn(move || pool.work(worker))?);
+        queues.started += 1;
+        Ok(())
+    }
+
+    /// Steps a task: what it came to, and how long it took.
+    fn step(&self, slot: &Slot) -> (Stepped, Duration) {
+        slot.state.store(RUNNING, Ordering::Release);
+        let began = self.clock.monotonic();
+        let stepped = match &mut *slot.step.lock() {
+            Some(step) => catch_unwind(AssertUnwindSafe(|| step.step())).unwrap_or_else(|_| {
+                step.panicked();
+                Stepped::Done
+            }),
+            None => Stepped::Done,
+        };
+        let busy = self.clock.monotonic().saturating_sub(began);
+        slot.long.store(busy >= LONG_STEP, Ordering::Release);
+        (stepped, busy)
     }
 
     fn after(&self, slot: Arc<Slot>, stepped: Stepped) {
@@ -193,24 +326,36 @@ impl Pool {
 /// The worker threads of a host.
 pub struct Workers {
     pool: Arc<Pool>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    others: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Workers {
-    /// `count` threads; replays get at least `replay_share` percent of their busy time.
+    /// `count` threads, and as many for long steps; replays get at least `replay_share` percent of
+    /// the ordinary ones' busy time.
     ///
     /// # Errors
     /// When the machine gives no threads.
     pub fn start(count: usize, replay_share: u32, clock: SharedClock) -> std::io::Result<Self> {
-        let (queues, ready) = (Mutex::default(), Condvar::new());
-        let pool = Arc::new(Pool { queues, ready, clock, replay_share: replay_share.min(100) });
-        let mut threads = Vec::new();
+        let pool = Arc::new(Pool {
+            queues: Mutex::default(),
+            ready: Condvar::new(),
+            long_ready: Condvar::new(),
+            all_busy: Condvar::new(),
+            count,
+            clock,
+            replay_share: replay_share.min(100),
+        });
+        let mut others = Vec::new();
         for i in 0..count {
-            let pool = Arc::clone(&pool);
-            let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-            threads.push(thread.spawn(move || pool.run())?);
+            pool.start_worker(&mut pool.queues.lock())?;
+            let long = Arc::clone(&pool);
+            let thread = std::thread::Builder::new().name(format!("long-worker-{i}"));
+            others.push(thread.spawn(move || long.work_long())?);
         }
-        Ok(Self { pool, threads: Mutex::new(threads) })
+        let watched = Arc::clone(&pool);
+        let thread = std::thread::Builder::new().name("worker-watch".to_owned());
+        others.push(thread.spawn(move || watched.watch())?);
+        Ok(Self { pool, others: Mutex::new(others) })
     }
 
     /// Adds a task; it steps when it is woken.
@@ -219,15 +364,23 @@ impl Workers {
             step: Mutex::new(Some(step)),
             state: AtomicU8::new(IDLE),
             class: AtomicU8::new(class as u8),
+            long: AtomicBool::new(false),
         };
         Handle { slot: Arc::new(slot), pool: Arc::clone(&self.pool) }
     }
 
     /// Ends the threads after the steps under way.
     pub fn close(&self) {
-        self.pool.queues.lock().closed = true;
-        self.pool.ready.notify_all();
-        for thread in self.threads.lock().drain(..) {
+        let mut threads = {
+            let mut queues = self.pool.queues.lock();
+            queues.closed = true;
+            std::mem::take(&mut queues.threads)
+        };
+        for waiting in [&self.pool.ready, &self.pool.long_ready, &self.pool.all_busy] {
+            waiting.notify_all();
+        }
+        threads.append(&mut self.others.lock());
+        for thread in threads {
             // A worker that panicked has said so on stderr; the others still have to end.
             drop(thread.join());
         }
@@ -283,6 +436,7 @@ mod tests {
                 step: Mutex::new(None),
                 state: AtomicU8::new(QUEUED),
                 class: AtomicU8::new(class as u8),
+                long: AtomicBool::new(false),
             })
         };
         let mut queues = Queues::default();
@@ -299,5 +453,59 @@ mod tests {
             }
         }
         assert!((240..=260).contains(&replays), "{replays} of 1000");
+    }
+
+    /// Holds its thread until it is let go, like a plugin that burns its fuel.
+    struct Hog {
+        steps: Arc<AtomicUsize>,
+        go: Arc<AtomicBool>,
+    }
+
+    impl Step for Hog {
+        fn step(&mut self) -> Stepped {
+            self.steps.fetch_add(1, Ordering::SeqCst);
+            while !self.go.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(LONG_STEP);
+            Stepped::Again
+        }
+
+        fn panicked(&mut self) {}
+    }
+
+    #[test]
+    fn long_steps_hold_up_nobody_else() {
+        let workers = Workers::start(1, 25, SystemClock::shared()).unwrap();
+        let (go, hogged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..3 {
+            let hog = Hog { steps: Arc::clone(&hogged), go: Arc::clone(&go) };
+            workers.add(Box::new(hog), Class::Live).wake();
+        }
+        let steps = Arc::new(AtomicUsize::new(0));
+        let wait_for = |what: &AtomicUsize, least: usize| {
+            while what.load(Ordering::SeqCst) < least {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        // Not one of the three ends its first step: each place is lent, until the fourth has one.
+        let task =
+            workers.add(Box::new(Count { steps: Arc::clone(&steps), left: 10 }), Class::Live);
+        task.wake();
+        wait_for(&steps, 10);
+        assert_eq!(hogged.load(Ordering::SeqCst), 3);
+        // Once they are known, they share the one thread for long steps.
+        go.store(true, Ordering::SeqCst);
+        wait_for(&hogged, 5);
+        let waiting = || {
+            let queues = workers.pool.queues.lock();
+            (queues.lent, queues.live.len(), queues.long.len())
+        };
+        while waiting() != (0, 0, 2) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        task.wake();
+        wait_for(&steps, 11);
+        workers.close();
     }
 }
