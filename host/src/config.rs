@@ -139,7 +139,7 @@ section!(
         compile_timeout_ms: u64 = 180_000,
         /// Bytes of compiled code. A Python guest has 33 MB.
         compile_output_bytes: u64 = 512 << 20,
-        /// Compilations at the same time; further ones wait for their turn.
+        /// Plugins that are compiled and asked what they are at the same time; others wait.
         compile_jobs: usize = 2,
     }
 );

@@ -121,6 +121,7 @@ impl Runtime {
             .map_err(|error| Refusal::Invalid { reason: reason(&error.to_string()) })?;
         names.imports.iter().try_for_each(|import| check_import(import))?;
         check_exports(&names.exports)?;
+        let _turn = self.turn();
         let component = match encoding {
             Encoding::Component => bytes.to_vec(),
             Encoding::Module => {

@@ -125,12 +125,10 @@ impl Compiler {
     }
 }
 
-/// Starts children, a few at a time.
+/// Starts children.
 pub(super) struct Children {
     program: PathBuf,
     limits: Plugins,
-    running: Mutex<usize>,
-    ended: Condvar,
 }
 
 impl Children {
@@ -145,11 +143,10 @@ impl Children {
             true => PathBuf::from("/proc/self/exe"),
             false => std::env::current_exe()?,
         };
-        Ok(Self { program, limits, running: Mutex::default(), ended: Condvar::new() })
+        Ok(Self { program, limits })
     }
 
     fn run(&self, work: Work, bytes: &[u8], cache: &Cache) -> Result<Vec<u8>, CompileError> {
-        let _turn = self.turn();
         let host = |error: std::io::Error| CompileError::Host(error.to_string());
         let mut input = cache.scratch().map_err(host)?;
         input.write_all(bytes).and_then(|()| input.rewind()).map_err(host)?;
@@ -170,7 +167,7 @@ impl Children {
         let (status, said) = match ended {
             Ok(ended) => ended,
             Err(error) => {
-                // Whatever went wrong, no child outlives its turn.
+                // Whatever went wrong, no child outlives its use.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(error);
@@ -180,23 +177,6 @@ impl Children {
         let mut result = Vec::new();
         output.rewind().and_then(|()| output.read_to_end(&mut result)).map_err(host)?;
         Ok(result)
-    }
-
-    /// Waits until fewer than `compile_jobs` run; holds a place until it is dropped.
-    fn turn(&self) -> impl Drop + '_ {
-        struct Turn<'a>(&'a Children);
-        impl Drop for Turn<'_> {
-            fn drop(&mut self) {
-                *self.0.running.lock() -= 1;
-                self.0.ended.notify_one();
-            }
-        }
-        let mut running = self.running.lock();
-        while *running >= self.limits.compile_jobs.max(1) {
-            self.ended.wait(&mut running);
-        }
-        *running += 1;
-        Turn(self)
     }
 
     /// Waits for a child's end: its status and what it said. Standard error is open for as long as
@@ -242,6 +222,39 @@ impl Children {
         } else {
             Err(CompileError::Broke(format!("{status}: {}", reason(last))))
         }
+    }
+}
+
+/// Places for those whose work is not a task's: strangers' plugins while they are judged.
+pub(super) struct Turns {
+    free: Mutex<usize>,
+    left: Condvar,
+}
+
+/// A place, held until it is dropped.
+pub(super) struct Turn<'a>(&'a Turns);
+
+impl Turns {
+    /// So many at a time, at least one.
+    pub fn new(count: usize) -> Self {
+        Self { free: Mutex::new(count.max(1)), left: Condvar::new() }
+    }
+
+    /// Waits for a place.
+    pub fn take(&self) -> Turn<'_> {
+        let mut free = self.free.lock();
+        while *free == 0 {
+            self.left.wait(&mut free);
+        }
+        *free -= 1;
+        Turn(self)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock() += 1;
+        self.0.left.notify_one();
     }
 }
 

@@ -13,7 +13,7 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, OptLevel, Store, Trap
 
 use super::cache::Cache;
 use super::call::CallError;
-use super::compile::{Children, CompileError, Compiler, Work};
+use super::compile::{Children, CompileError, Compiler, Turn, Turns, Work};
 use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
 use super::description::{Description, DescriptionError};
 use super::imports::{CallScope, HostState, Imports};
@@ -82,6 +82,7 @@ struct Shared {
     linker: Linker<HostState>,
     cache: Cache,
     compiler: Compiler,
+    turns: Turns,
     max_bytes: usize,
     engine_hash: String,
 }
@@ -98,7 +99,7 @@ impl Runtime {
     /// # Errors
     /// When the engine cannot be made or the directory cannot be used.
     pub fn new(cache_dir: &Path) -> Result<Self, Error> {
-        Self::start(cache_dir, Compiler::Here, Plugins::default().max_bytes)
+        Self::start(cache_dir, Compiler::Here, &Plugins::default())
     }
 
     /// The same for plugins of strangers: they are compiled in children of this program, whose
@@ -109,10 +110,10 @@ impl Runtime {
     pub fn contained(cache_dir: &Path, limits: &Plugins) -> Result<Self, Error> {
         let children = Children::new(limits.clone())
             .map_err(|error| Error::Engine(format!("which program is this? {error}")))?;
-        Self::start(cache_dir, Compiler::Children(children), limits.max_bytes)
+        Self::start(cache_dir, Compiler::Children(children), limits)
     }
 
-    fn start(cache_dir: &Path, compiler: Compiler, max_bytes: usize) -> Result<Self, Error> {
+    fn start(cache_dir: &Path, compiler: Compiler, limits: &Plugins) -> Result<Self, Error> {
         let failed = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
         let engine = Engine::new(&engine_config()).map_err(failed)?;
         let mut linker = Linker::new(&engine);
@@ -133,18 +134,26 @@ impl Runtime {
         let thread = std::thread::Builder::new().name("plugin-epoch".into()).spawn(tick);
         thread.map_err(|error| Error::Engine(format!("no thread for deadlines: {error}")))?;
         let engine_hash = compatibility_hash(&engine);
-        Ok(Self(Arc::new(Shared { engine, linker, cache, compiler, max_bytes, engine_hash })))
+        let (turns, max_bytes) = (Turns::new(limits.compile_jobs), limits.max_bytes);
+        let shared = Shared { engine, linker, cache, compiler, turns, max_bytes, engine_hash };
+        Ok(Self(Arc::new(shared)))
     }
 
     /// Compiles an admitted component, or takes it from the cache, and asks it what it is.
     ///
     /// `digest` names the plugin (the bytes that were pushed); the cache goes by the component's own.
     pub fn load(&self, digest: Digest, component: &[u8]) -> Result<Arc<Plugin>, Error> {
+        let _turn = self.turn();
         let failed = |reason: String| Error::Load { digest, reason };
         let component = self.compile(component).map_err(|error| failed(format!("{error:#}")))?;
         let pre = self.link(&component).map_err(|error| failed(format!("{error:#}")))?;
         let plugin = self.describe(digest, pre).map_err(|error| failed(error.to_string()))?;
         Ok(Arc::new(plugin))
+    }
+
+    /// A place among the plugins that are judged at the same time.
+    pub(super) fn turn(&self) -> Turn<'_> {
+        self.0.turns.take()
     }
 
     pub(super) fn max_bytes(&self) -> usize {

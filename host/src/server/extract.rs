@@ -3,16 +3,24 @@
 //! **Invariant:** nothing of a request is silently ignored: unknown query parameters and unknown
 //! fields of a body are refused by name.
 
-use axum::body::Bytes;
+use std::time::Duration;
+
+use axum::body::{BodyDataStream, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
+use bytes::BytesMut;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio_stream::StreamExt as _;
 
 use super::app::App;
 use super::problem::{Place, Problem};
+
+/// How much of a body that is too large is read and thrown away, and for how long at most.
+const DISCARD_BYTES: usize = 1 << 30;
+const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 /// Query parameters; `T` denies unknown fields.
 pub struct Params<T>(pub T);
@@ -67,20 +75,45 @@ impl FromRequest<App> for Whole {
             ));
         }
         let limit = app.config().http.max_body_bytes;
-        Bytes::from_request(request, app).await.map(Self).map_err(|rejection| {
-            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Problem::new(
+        let announced = request.headers().get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|n| n.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
+        let mut body = request.into_body().into_data_stream();
+        let mut bytes = BytesMut::with_capacity((announced as usize).min(limit));
+        while let Some(part) = body.next().await {
+            let part = part.map_err(|error| {
+                Problem::invalid("body_incomplete", format!("the body broke off: {error}"))
+            })?;
+            if bytes.len() + part.len() > limit {
+                drop(bytes);
+                discard(body).await;
+                return Err(Problem::new(
                     StatusCode::PAYLOAD_TOO_LARGE,
                     "body_too_large",
                     format!(
                         "the body is larger than {limit} bytes; send it in parts, or raise max_body_bytes in [http]"
                     ),
-                )
-            } else {
-                Problem::invalid("body_incomplete", format!("the body broke off: {rejection}"))
+                ));
             }
-        })
+            bytes.extend_from_slice(&part);
+        }
+        Ok(Self(bytes.freeze()))
     }
+}
+
+/// Reads on for a while without keeping anything: most clients listen only once they have said all,
+/// and one that is cut off while it speaks never hears why.
+async fn discard(mut body: BodyDataStream) {
+    let all = async {
+        let mut bytes = 0;
+        while let Some(Ok(part)) = body.next().await {
+            bytes += part.len();
+            if bytes > DISCARD_BYTES {
+                break;
+            }
+        }
+    };
+    // Whoever is slower is cut off after all.
+    let _ = tokio::time::timeout(DISCARD_TIME, all).await;
 }
 
 /// A JSON body; `T` denies unknown fields.

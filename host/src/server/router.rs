@@ -1,6 +1,5 @@
 //! All routes, and their description at `/openapi.json`, which is made from the same list.
 
-use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::{Json, Router};
 use utoipa::OpenApi;
@@ -61,11 +60,9 @@ async fn openapi() -> Json<utoipa::openapi::OpenApi> {
 
 /// The router of the whole surface.
 pub fn router(app: App) -> Router {
-    let limit = app.config().http.max_body_bytes;
     Router::from(described())
         .fallback(layers::no_route)
         .method_not_allowed_fallback(layers::no_method)
-        .layer(DefaultBodyLimit::max(limit))
         .layer(from_fn_with_state(app.clone(), layers::around))
         .with_state(app)
 }

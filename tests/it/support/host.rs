@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use super::{Client, wait_until};
 
+/// The file that standard error is kept in.
+const NOTES: &str = "stderr";
+
 /// A host that serves; it is asked as a [`Client`].
 pub struct Host {
     child: Child,
@@ -52,6 +55,24 @@ impl Host {
 
     /// A host whose data are in `home`, which outlives it, with settings as environment variables.
     pub fn on(home: &Path, settings: &[(&str, &str)]) -> Self {
+        Self::run(home, settings, Stdio::inherit())
+    }
+
+    /// A host on a fresh directory whose standard error is kept, for [`Host::said`].
+    pub fn start_noting(settings: &[(&str, &str)]) -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let notes = std::fs::File::create(own.path().join(NOTES)).unwrap();
+        let mut host = Self::run(own.path(), settings, notes.into());
+        host.own = Some(own);
+        host
+    }
+
+    /// What a host made by [`Host::start_noting`] has said on standard error.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(self.home.join(NOTES)).unwrap()
+    }
+
+    fn run(home: &Path, settings: &[(&str, &str)], stderr: Stdio) -> Self {
         let mut child = anabranch()
             .args(["serve", "--listen", "127.0.0.1:0", "--json", "--data"])
             .arg(home.join("data"))
@@ -60,6 +81,7 @@ impl Host {
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .expect("the binary under test runs");
         let mut line = String::new();
@@ -122,9 +144,14 @@ impl Host {
     }
 
     /// Stops the host and starts another on its directory.
-    pub fn restart(mut self) -> Self {
+    pub fn restart(self) -> Self {
+        self.restart_with(&[])
+    }
+
+    /// The same, with settings as environment variables.
+    pub fn restart_with(mut self, settings: &[(&str, &str)]) -> Self {
         self.stop();
-        let mut next = Self::on(&self.home, &[]);
+        let mut next = Self::on(&self.home, settings);
         next.own = self.own.take();
         next
     }

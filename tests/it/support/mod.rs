@@ -6,7 +6,7 @@ mod host;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-pub use client::{Client, lines};
+pub use client::{Client, Reply, lines};
 pub use host::{Host, anabranch, outcome};
 
 /// The root of the repository.

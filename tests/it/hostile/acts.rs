@@ -1,0 +1,161 @@
+//! What guests do wrong while they run: the record at fault goes to the dead letters with the reason,
+//! its neighbours go through, and nothing of the failed call is left.
+
+use serde_json::{Value, json};
+
+use super::modules::{HARMLESS, Module};
+use super::{Good, dead_letters, deploy, send, value_of};
+use crate::support::{Host, wait_until};
+
+/// Limits that are reached soon.
+fn small() -> Value {
+    json!({
+        "fuel_per_call": 20_000_000, "fuel_per_start": 100_000_000, "memory_bytes": 8 << 20,
+        "state_bytes_per_call": 8 << 20, "state_keys_per_call": 50_000,
+    })
+}
+
+#[test]
+fn a_poisoned_record_is_stopped_alone() {
+    let host = Host::start();
+    let mut good = Good::deploy(&host);
+    let digest = host.push("fixture_hostile");
+    let fuel = "exceeded its units of fuel of 40000000 (limit fuel_per_call)";
+    let cases = [
+        ("loop", fuel),
+        ("recursion", "call stack exhausted"),
+        ("memory", "exceeded its bytes of memory of 16777216 (limit memory_bytes)"),
+        ("trap", "`unreachable` instruction executed; before that it logged: panicked at"),
+        ("error", "returned an error: poison was seen"),
+        ("poison:trap-late", "after half of the work"),
+        ("poison:giant", "exceeded its bytes of output of 33554432 (limit output_bytes_per_call)"),
+        ("poison:ends-fall", "output out: the values: "),
+        ("poison:ends-lie", "output out: the values: "),
+        ("poison:ends-overflow", "output out: the values: "),
+        ("poison:source-range", "output out: "),
+        ("poison:partition-range", "output out: partition 4294967295 of a topic with 1"),
+        ("poison:rejection-range", "rejection 4294967295 is outside a batch of 1 records"),
+        (
+            "poison:metric-names",
+            "exceeded its number of different metrics of 128 (limit metrics_per_call)",
+        ),
+        ("poison:host-calls", fuel),
+        ("poison:log-flood", fuel),
+        ("poison:state-keys", "exceeded its "),
+        (
+            "poison:state-values",
+            "exceeded its bytes of state of 16777216 (limit state_bytes_per_call)",
+        ),
+    ];
+    let name = |act: &str| act.replace(':', "-");
+    for (act, _) in cases {
+        let limits = match act {
+            "poison:giant" => json!({"output_bytes_per_call": 16 << 20}),
+            _ => small(),
+        };
+        deploy(&host, &name(act), &digest, act, &limits);
+        send(&host, &name(act), &["a", "poison", "b"]);
+    }
+    for (act, says) in cases {
+        let name = name(act);
+        host.wait_processed(&name, 1, 3);
+        wait_until("the dead letter is there", || !dead_letters(&host, &name).is_empty());
+        let letters = dead_letters(&host, &name);
+        println!("{act}: {letters:?}");
+        let [(reason, value)] = &letters[..] else { panic!("{act}: {letters:?}") };
+        assert_eq!(value, "poison", "{act}");
+        assert!(reason.contains(says), "{act}: {reason}");
+        let out = host.records(&format!("{name}-out"), 0);
+        let values: Vec<_> = out.iter().map(value_of).collect();
+        assert_eq!(values, [b"a", b"b"], "{act}");
+        assert_eq!(host.store(&name, "store", 1), Vec::<Value>::new(), "{act} left state behind");
+    }
+    let metrics = host.get("/metrics").text;
+    assert!(!metrics.contains("left_behind"), "a failed call's metric was counted");
+    good.stays_exact(&host, 2_000);
+}
+
+#[test]
+fn growth_in_process_is_stopped() {
+    let host = Host::start();
+    let mut good = Good::deploy(&host);
+    let cases = [
+        (
+            "grow-memory",
+            Module {
+                process: "(loop $l (drop (memory.grow (i32.const 64))) (br $l)) (i32.const 1024)",
+                ..HARMLESS
+            },
+            "(limit memory_bytes)",
+        ),
+        (
+            "grow-tables",
+            Module {
+                items: "(table $a 0 funcref) (table $b 0 funcref) (table $c 0 funcref) (table $d 0 funcref) (table $e 0 funcref)",
+                process: "(loop $l
+                    (drop (table.grow $a (ref.null func) (i32.const 1000)))
+                    (drop (table.grow $b (ref.null func) (i32.const 1000)))
+                    (drop (table.grow $c (ref.null func) (i32.const 1000)))
+                    (drop (table.grow $d (ref.null func) (i32.const 1000)))
+                    (drop (table.grow $e (ref.null func) (i32.const 1000)))
+                    (br $l)) (i32.const 1024)",
+                ..HARMLESS
+            },
+            "(limit memory_bytes)",
+        ),
+        (
+            "recurse",
+            Module {
+                items: "(func $r (call $r) (call $r))",
+                process: "(call $r) (i32.const 1024)",
+                ..HARMLESS
+            },
+            "call stack exhausted",
+        ),
+        ("address", Module { process: "(i32.const -4)", ..HARMLESS }, "out of bounds"),
+    ];
+    let limits = json!({"memory_bytes": 8 << 20});
+    for (name, module, says) in cases {
+        let pushed = host.send("POST", "/v1/plugins", "application/wasm", &module.build());
+        let digest = pushed.ok()["digest"].as_str().unwrap().to_owned();
+        deploy(&host, name, &digest, "", &limits);
+        send(&host, name, &["only"]);
+        host.wait_processed(name, 1, 1);
+        wait_until("the dead letter is there", || !dead_letters(&host, name).is_empty());
+        let (reason, _) = dead_letters(&host, name).remove(0);
+        println!("{name}: {reason}");
+        assert!(reason.contains(says), "{name}: {reason}");
+    }
+    good.stays_exact(&host, 2_000);
+}
+
+#[test]
+fn what_cannot_start_stops_its_own_task() {
+    let host = Host::start();
+    let mut good = Good::deploy(&host);
+    let digest = host.push("fixture_hostile");
+    let cases = [
+        ("init-loop", "units of fuel of 100000000 (limit fuel_per_start)"),
+        ("init-memory", "bytes of memory of 8388608 (limit memory_bytes)"),
+        ("init-trap", "before that it logged: panicked at"),
+        ("init-error", "returned an error: no such thing"),
+        ("init-state", "init and describe cannot read or write state"),
+        ("init-time", "init and describe see neither time nor seed"),
+        ("add:state", "(limit store_memory_bytes)"),
+    ];
+    for (act, says) in cases {
+        let name = act.replace(':', "-");
+        let mut limits = small();
+        limits["store_memory_bytes"] = json!(10 << 20);
+        deploy(&host, &name, &digest, act, &limits);
+        let mut failure = Value::Null;
+        wait_until("the task fails", || {
+            send(&host, &name, &["a"]);
+            failure = host.status(&name)["generations"][0]["tasks"][0]["failure"].clone();
+            failure.is_string()
+        });
+        println!("{act}: {failure}");
+        assert!(failure.as_str().unwrap().contains(says), "{act}: {failure}");
+    }
+    good.stays_exact(&host, 2_000);
+}

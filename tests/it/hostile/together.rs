@@ -1,0 +1,113 @@
+//! Everything at once beside a good deployment: its outputs stay exact and its rate bearable.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::modules::{HARMLESS, Module, slow_to_compile};
+use super::{count_of, deploy, send};
+use crate::support::{Client, Host, lines, wait_until};
+
+/// Records that the good deployment processes.
+const RECORDS: usize = 600_000;
+
+/// What guests do, all at their default limits.
+const ACTS: [&str; 13] = [
+    "loop",
+    "recursion",
+    "memory",
+    "trap",
+    "poison:trap-late",
+    "poison:giant",
+    "poison:ends-overflow",
+    "poison:metric-names",
+    "poison:host-calls",
+    "poison:log-flood",
+    "poison:state-keys",
+    "poison:state-values",
+    "add:log",
+];
+
+/// Deploys `count` over all of `good` under a name; how long it took.
+fn run_good(client: &Client, name: &str) -> Duration {
+    let began = Instant::now();
+    client.deploy(name, "count", &["good"], &json!({"counts": format!("{name}-counts")}));
+    let processed =
+        || client.status(name)["generations"][0]["progress"]["records"].as_u64().unwrap_or(0);
+    while processed() < RECORDS as u64 {
+        assert!(began.elapsed() < Duration::from_secs(300), "{name}: {}", client.status(name));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    began.elapsed()
+}
+
+fn check(client: &Client, name: &str) {
+    let topic = format!("{name}-counts");
+    wait_until("all counts are there", || {
+        client.get(&format!("/v1/topics/{topic}")).ok()["partitions"][0]["records"]
+            == json!(RECORDS)
+    });
+    for (i, record) in client.records(&topic, 0).iter().enumerate() {
+        let key = format!("k{}", i % 1_000);
+        assert_eq!((record["key"].as_str(), count_of(record)), (Some(&*key), i as i64 / 1_000 + 1));
+    }
+}
+
+#[test]
+fn all_at_once_beside_a_good_deployment() {
+    let host = Host::start_with(&[("ANABRANCH_LOG_LEVEL", "error")]);
+    host.topic("good", &json!({}));
+    for chunk in (0..RECORDS).collect::<Vec<_>>().chunks(50_000) {
+        let record =
+            |i: &usize| json!({"key": format!("k{}", i % 1_000), "value": i, "timestamp": i});
+        host.produce("good", &lines(&chunk.iter().map(record).collect::<Vec<Value>>())).ok();
+    }
+    let digest = host.push("fixture_hostile");
+    // The first run compiles, the second is the measure.
+    run_good(&host, "warm-up");
+    let solo = run_good(&host, "solo");
+
+    for act in ACTS {
+        let name = act.replace(':', "-");
+        deploy(&host, &name, &digest, act, &json!({}));
+        let poison = if act.starts_with("add") { "fine" } else { "poison" };
+        send(&host, &name, &["a", poison, "b"].repeat(300));
+    }
+    let stop = AtomicBool::new(false);
+    let slow = slow_to_compile(40);
+    let spins = Module { describe: "(loop $l (br $l)) (i32.const 8)", ..HARMLESS }.build();
+    let beside = std::thread::scope(|scope| {
+        for (plugin, code) in [(&slow, "plugin_too_costly"), (&spins, "plugin_refused")] {
+            let (client, stop) = (host.client(), &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::SeqCst) {
+                    let reply = client.send("POST", "/v1/plugins", "application/wasm", plugin);
+                    // The slow one is taken where the machine is fast enough for it.
+                    if reply.status != 200 {
+                        assert_eq!(reply.body["code"], code, "{}", reply.text);
+                    }
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        let beside = run_good(&host, "beside");
+        stop.store(true, Ordering::SeqCst);
+        beside
+    });
+    let ratio = solo.as_secs_f64() / beside.as_secs_f64();
+    println!(
+        "solo {solo:?}, beside {} hostile acts {beside:?}: {ratio:.2} of its rate",
+        ACTS.len() + 2
+    );
+    check(&host, "solo");
+    check(&host, "beside");
+    assert!(
+        ratio >= 0.25,
+        "the good deployment keeps {ratio:.2} of its rate, a quarter at least is its due"
+    );
+    for act in ACTS {
+        let status = host.status(&act.replace(':', "-"));
+        assert_eq!(status["generations"][0]["tasks"][0]["failure"], Value::Null, "{act}");
+    }
+}
