@@ -14,6 +14,7 @@ use super::contract::{PACKAGE, VERSION, WIT};
 use super::description::Description;
 use super::engine::{DescribeError, Runtime};
 use super::imports::reason;
+use crate::storage::stand_back;
 use crate::types::Digest;
 
 /// The interfaces that a plugin may import.
@@ -110,8 +111,27 @@ pub enum Refusal {
 }
 
 impl Runtime {
-    /// Judges uploaded bytes: a component, or a core module, which becomes one.
+    /// Judges uploaded bytes: a component, or a core module, which becomes one. It is done on a thread
+    /// of its own, which stands back behind the others: a plugin may use up all its fuel to say what
+    /// it is.
+    ///
+    /// # Errors
+    /// Why they are no plugin that may be loaded.
     pub fn admit(&self, bytes: &[u8]) -> Result<Admitted, Refusal> {
+        let judge = || {
+            stand_back();
+            self.judge(bytes)
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("plugin-admission".into());
+            let judging = thread.spawn_scoped(scope, judge).map_err(|error| {
+                Refusal::Compile(CompileError::Host(format!("no thread: {error}")))
+            })?;
+            judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn judge(&self, bytes: &[u8]) -> Result<Admitted, Refusal> {
         let limit = self.max_bytes();
         if bytes.len() > limit {
             return Err(Refusal::TooLarge { bytes: bytes.len(), limit });

@@ -31,9 +31,6 @@ pub const SUBCOMMAND: &str = "compile-plugin";
 /// Exit code of a child that has said why the bytes cannot be had.
 const REFUSED: u8 = 1;
 
-/// By how much a compilation stands back behind everything else on the machine.
-const NICENESS: i32 = 10;
-
 /// Bytes of what a child says that are listened to.
 const MAX_SAID_BYTES: u64 = 64 << 10;
 
@@ -273,6 +270,7 @@ pub struct ChildLimits {
 /// result to standard output. Returns the exit code.
 pub fn child(work: Work, limits: ChildLimits) -> u8 {
     let done = || -> Result<(), String> {
+        crate::storage::stand_back();
         lower(limits).map_err(|error| format!("no limits: {error}"))?;
         let engine = Engine::new(&engine_config()).map_err(|error| format!("{error:#}"))?;
         let mut bytes = Vec::new();
@@ -298,8 +296,7 @@ fn lower(limits: ChildLimits) -> rustix::io::Result<()> {
     setrlimit(Resource::As, both(limits.memory_bytes))?;
     setrlimit(Resource::Fsize, both(limits.output_bytes))?;
     let (current, maximum) = (Some(limits.cpu_seconds), Some(limits.cpu_seconds.saturating_add(1)));
-    setrlimit(Resource::Cpu, Rlimit { current, maximum })?;
-    rustix::process::nice(NICENESS).map(drop)
+    setrlimit(Resource::Cpu, Rlimit { current, maximum })
 }
 
 #[cfg(test)]

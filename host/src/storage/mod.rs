@@ -18,7 +18,7 @@ pub use arrow_file::{
 };
 pub use crash::crash_point;
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
-pub use machine::available_memory_bytes;
+pub use machine::{available_memory_bytes, stand_back};
 pub use store::{Error, Storage, WriteBatch};
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.

@@ -10,6 +10,7 @@ use arrow_array::BinaryArray;
 use parking_lot::Mutex;
 
 use super::source::slice_input;
+use super::workers::between_parts;
 use super::{TaskShared, TaskSpec};
 use crate::plugin::{
     AccessError, CallError, CallOutput, Fault, Input, Instance, Limits, Page, StateAccess,
@@ -46,6 +47,9 @@ pub enum Failure {
         /// What they may.
         limit: u64,
     },
+    /// It was asked to stop between the calls that it takes to find the record at fault.
+    #[error("stopped")]
+    Stopped,
     /// Input, changelog or checkpoint cannot be read.
     #[error("{0}")]
     Read(String),
@@ -93,11 +97,18 @@ impl Processor {
     ) -> Result<(), Failure> {
         let mut rest = vec![input];
         let mut stream_time = rest[0].stream_time_ms;
+        let mut failed = false;
         while let Some(mut part) = rest.pop() {
+            // Looking for the records at fault may take minutes, and nobody waits for them.
+            between_parts();
+            if failed && self.shared.is_stopping() {
+                return Err(Failure::Stopped);
+            }
             part.stream_time_ms = stream_time;
             match self.call(&part, &self.spec.limits.clone(), false)? {
                 Ok(output) => keep(&part, Outcome::Done(output))?,
                 Err(_) if part.batch.len() > 1 => {
+                    failed = true;
                     let half = part.batch.len() / 2;
                     rest.push(slice_input(&part, half, part.batch.len() - half));
                     rest.push(slice_input(&part, 0, half));

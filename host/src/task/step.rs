@@ -433,6 +433,12 @@ impl Step for Task {
     fn step(&mut self) -> Stepped {
         match self.advance() {
             Ok(stepped) => stepped,
+            // What was not committed is done again at the next start.
+            Err(Failure::Stopped) => {
+                self.running = None;
+                self.shared.set_run(RunState::Stopped(String::new()));
+                Stepped::Done
+            }
             Err(failure) => {
                 let (generation, partition) = (self.spec.generation, self.spec.partition);
                 tracing::error!(%generation, %partition, "task stopped: {failure}");

@@ -21,6 +21,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock::SharedClock;
+use crate::storage::stand_back;
 
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,19 @@ pub trait Step: Send {
     fn panicked(&mut self);
 }
 
+thread_local! {
+    /// Whether this worker's place was lent.
+    static LENT: Arc<AtomicBool> = Arc::default();
+}
+
+/// For steps that may be long, between their parts: a worker whose place was lent stands back from
+/// then on. It ends with its step.
+pub(super) fn between_parts() {
+    if LENT.with(|lent| lent.swap(false, Ordering::AcqRel)) {
+        stand_back();
+    }
+}
+
 /// Which queue a task waits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -57,9 +71,6 @@ const LONG_STEP: Duration = Duration::from_millis(500);
 
 /// Places that may be lent at a time: each is a thread in a long step.
 const MAX_LENT: usize = 64;
-
-/// By how much threads for long steps stand back behind all others.
-const NICENESS: i32 = 10;
 
 const IDLE: u8 = 0;
 const QUEUED: u8 = 1;
@@ -115,8 +126,9 @@ struct Queues {
     /// Busy time of each class while both had work.
     live_busy: Duration,
     replay_busy: Duration,
-    /// Ordinary workers in a step, by number: when it began. Those whose place was lent are in `lent`.
-    stepping: BTreeMap<usize, Duration>,
+    /// Ordinary workers in a step, by number: when it began, and how to tell them that their place was
+    /// lent; they are no longer here then, but counted in `lent`.
+    stepping: BTreeMap<usize, (Duration, Arc<AtomicBool>)>,
     lent: usize,
     /// Ordinary workers ever started.
     started: usize,
@@ -144,12 +156,15 @@ impl Queues {
 
     /// Takes the place of a worker whose step has lasted too long at `now`, if one may be lent.
     fn lend(&mut self, now: Duration) -> bool {
-        let long = self.stepping.iter().find(|(_, began)| now.saturating_sub(**began) >= LONG_STEP);
+        let is_long = |began: Duration| now.saturating_sub(began) >= LONG_STEP;
+        let long = self.stepping.iter().find(|(_, (began, _))| is_long(*began));
         let Some(worker) = long.map(|(worker, _)| *worker) else { return false };
         if self.lent >= MAX_LENT {
             return false;
         }
-        self.stepping.remove(&worker);
+        if let Some((_, lent)) = self.stepping.remove(&worker) {
+            lent.store(true, Ordering::Release);
+        }
         self.lent += 1;
         true
     }
@@ -196,7 +211,7 @@ impl Pool {
                 return None;
             }
             if let Some(slot) = queues.pop(self.replay_share) {
-                queues.stepping.insert(worker, self.clock.monotonic());
+                queues.stepping.insert(worker, (self.clock.monotonic(), LENT.with(Arc::clone)));
                 if queues.stepping.len() >= self.count && queues.waiting() {
                     self.all_busy.notify_one();
                 }
@@ -231,12 +246,7 @@ impl Pool {
 
     /// The life of a thread for long steps.
     fn work_long(&self) {
-        // Of the calling thread on Linux; elsewhere it would be the whole process.
-        if cfg!(target_os = "linux")
-            && let Err(error) = rustix::process::setpriority_process(None, NICENESS)
-        {
-            tracing::debug!(%error, "a thread for long steps keeps its priority");
-        }
+        stand_back();
         loop {
             let mut queues = self.queues.lock();
             let slot = loop {
