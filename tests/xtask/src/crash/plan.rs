@@ -49,6 +49,8 @@ const BATCH_ROUNDS: std::ops::RangeInclusive<u64> = 20..=40;
 pub enum Phase {
     /// At a point: its group and name.
     Point(&'static str, &'static str),
+    /// Soon after its start, while it makes up for the kill before.
+    Recovering,
     /// At any moment of the load.
     Anytime,
 }
@@ -57,13 +59,14 @@ impl Phase {
     /// All phases, in the order of the table.
     pub fn all() -> impl Iterator<Item = Self> {
         let points = POINTS.iter().map(|(group, name)| Self::Point(group, name));
-        points.chain([Self::Anytime])
+        points.chain([Self::Recovering, Self::Anytime])
     }
 
     /// The group and the name of the table.
     pub fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Point(group, name) => (group, name),
+            Self::Recovering => ("open", "soon after"),
             Self::Anytime => ("any", "any moment"),
         }
     }

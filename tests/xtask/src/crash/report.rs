@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::inspect::Inspector;
+use super::journal::Journal;
+use super::operator::Told;
 use super::plan::Phase;
 use super::rounds::Failure;
 
@@ -27,10 +28,14 @@ pub struct Report {
     acknowledged: u64,
     /// The fewest records that a round acknowledged.
     least: u64,
+    /// Operators' requests that were acknowledged.
+    swaps: usize,
     flips: u64,
+    pushes: usize,
+    /// Records that readers were shown as they came.
+    seen: usize,
+    /// Records that were compared after a kill, each time that they were.
     compared: u64,
-    /// Records that the inspector of the batch had compared.
-    compared_in_batch: u64,
 }
 
 impl Report {
@@ -48,30 +53,34 @@ impl Report {
             missed: 0,
             acknowledged: 0,
             least: u64::MAX,
+            swaps: 0,
             flips: 0,
+            pushes: 0,
+            seen: 0,
             compared: 0,
-            compared_in_batch: 0,
         }
     }
 
     /// Notes a kill: where it was aimed, and where the host died.
-    pub fn killed(&mut self, aimed: Phase, killed: Phase, acknowledged: u64, flips: u64) {
+    pub fn killed(&mut self, aimed: Phase, killed: Phase, acknowledged: u64) {
         *self.kills.entry(killed).or_default() += 1;
         self.missed += u64::from(aimed != killed);
         self.acknowledged += acknowledged;
         self.least = self.least.min(acknowledged);
-        self.flips += flips;
+    }
+
+    /// Notes the end of a batch: what its clients were told and shown.
+    pub fn batch_ends(&mut self, journal: &Journal, told: &Told, compared: u64) {
+        self.swaps += told.swaps.len();
+        self.flips += told.flips;
+        self.pushes += told.pushes.len();
+        self.seen += journal.sightings().len();
+        self.compared += compared;
     }
 
     /// Notes the end of a round, and tells of it now and then.
-    pub fn round_ends(&mut self, inspector: &Inspector) {
+    pub fn round_ends(&mut self) {
         self.rounds += 1;
-        let before = match inspector.compared < self.compared_in_batch {
-            true => 0,
-            false => self.compared_in_batch,
-        };
-        self.compared += inspector.compared - before;
-        self.compared_in_batch = inspector.compared;
         if self.told.elapsed() >= EVERY {
             self.told = Instant::now();
             let each = self.began.elapsed().as_secs_f64() / self.rounds as f64;
@@ -91,14 +100,17 @@ impl Report {
         }
         let seconds = self.began.elapsed().as_secs_f64();
         println!(
-            "{} rounds in {seconds:.0} s; {} records acknowledged, {} in the round with fewest; \
-             {} flips asked for and answered; {} records compared; {} kills missed their point",
+            "{} rounds in {seconds:.0} s; {} records acknowledged, {} in the round with fewest; {} kills \
+             missed their point",
             self.rounds,
             self.acknowledged,
             self.least(),
-            self.flips,
-            self.compared,
             self.missed
+        );
+        println!(
+            "acknowledged to operators: {} swaps, {} promotions and rollbacks by hand, {} plugins; \
+             {} records shown to readers as they came; {} records compared",
+            self.swaps, self.flips, self.pushes, self.seen, self.compared
         );
         match failure {
             None => println!("no violation"),
@@ -133,7 +145,8 @@ impl Report {
         json!({
             "seed": self.seed, "from": self.first, "rounds": self.rounds, "kills": kills,
             "missed": self.missed, "acknowledged": self.acknowledged,
-            "acknowledged_least": self.least(), "flips": self.flips, "compared": self.compared,
+            "acknowledged_least": self.least(), "swaps": self.swaps, "flips": self.flips,
+            "pushes": self.pushes, "seen": self.seen, "compared": self.compared,
             "seconds": self.began.elapsed().as_secs_f64(), "failure": failure,
         })
     }

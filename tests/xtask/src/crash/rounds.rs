@@ -63,13 +63,14 @@ pub fn run_batch(
             Ok(violations) => violations,
             Err(error) => vec![Violation::new(Kind::Host, format!("{error:#}"))],
         };
-        report.round_ends(&world.inspector);
+        report.round_ends();
         if !violations.is_empty() {
             world.keep_journal(dir)?;
             let (first, kept) = (batch.first, dir.to_owned());
             return Ok(Some(Failure { round: number, first, violations, kept }));
         }
     }
+    report.batch_ends(&world.journal, &world.told, world.inspector.compared);
     // The last host of a batch is not killed but stopped, which must end well.
     if let Some(host) = world.host.take()
         && let Err(error) = host.stop()
@@ -134,7 +135,7 @@ impl World {
 
     fn round(&mut self, round: Round, afresh: bool, report: &mut Report) -> Result<Vec<Violation>> {
         let Round { phase, mut random } = round;
-        let (before, flips) = (self.journal.acknowledged(), self.told.flips);
+        let before = self.journal.acknowledged();
         let client = self.host()?.client.clone();
         let load = Load::start(&client, &self.journal, &mut random, &self.inspector.ends());
         let operator = Operator::start(&client, &self.told, phase, &mut random);
@@ -147,8 +148,15 @@ impl World {
         let told = operator.finish();
         let mut end = end?;
         self.told = told.context("the operator panicked")?;
-        if let Phase::Point("open", point) = phase {
-            end = self.killed_while_opening(point)?;
+        match phase {
+            Phase::Point("open", point) => end = self.killed_while_opening(point)?,
+            Phase::Recovering => {
+                ensure!(end.was_killed(), "{}", end.describe());
+                self.start()?;
+                std::thread::sleep(Duration::from_millis(random.u64(0..150)));
+                end = self.host.take().context("no host runs")?.kill()?;
+            }
+            _ => {}
         }
         self.home.aim_nowhere();
         ensure!(end.was_killed(), "{}", end.describe());
@@ -158,11 +166,12 @@ impl World {
         let point = end.point();
         let killed = match phase {
             Phase::Point(_, name) if point.as_deref() == Some(name) => phase,
+            Phase::Recovering if point.is_none() => phase,
             _ if point.is_none() => Phase::Anytime,
             _ => bail!("aimed at {:?}, killed at {point:?}", phase.names()),
         };
         let acknowledged = self.journal.acknowledged() - before;
-        report.killed(phase, killed, acknowledged, self.told.flips - flips);
+        report.killed(phase, killed, acknowledged);
         self.start()?;
         let client = self.host()?.client.clone();
         let violations = self.inspector.inspect(&client, &self.journal, &self.told, afresh);
@@ -187,7 +196,9 @@ impl World {
             std::thread::sleep(Duration::from_millis(1));
         }
         let patience = match phase {
-            Phase::Anytime | Phase::Point("open", _) => Duration::from_millis(random.u64(0..100)),
+            Phase::Anytime | Phase::Recovering | Phase::Point("open", _) => {
+                Duration::from_millis(random.u64(0..100))
+            }
             Phase::Point(_, name) => {
                 self.home.aim(name)?;
                 POINT_PATIENCE
