@@ -128,15 +128,23 @@ impl Host {
         self.end(PATIENCE)
     }
 
+    /// Asks it to stop, as a service manager does.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).context("no process")?;
+        kill_process(pid, Signal::TERM).context("cannot stop the host")
+    }
+
     /// Stops it as a service manager does.
     ///
     /// # Errors
     /// When it does not stop, or not well.
     pub fn stop(mut self) -> Result<()> {
-        let pid = Pid::from_raw(self.child.id().cast_signed()).context("no process")?;
-        kill_process(pid, Signal::TERM).context("cannot stop the host")?;
+        self.ask_to_stop()?;
         let end = self.end(PATIENCE)?;
-        if !end.status.success() {
+        if !end.was_asked() {
             bail!("{}", end.describe());
         }
         Ok(())
@@ -169,7 +177,12 @@ impl Drop for Host {
 }
 
 impl End {
-    /// Whether SIGKILL ended it, and nothing in its log speaks of a fault.
+    /// Whether it ended well, as a host does that was asked to stop.
+    pub fn was_asked(&self) -> bool {
+        self.status.success()
+    }
+
+    /// Whether SIGKILL ended it.
     pub fn was_killed(&self) -> bool {
         self.status.signal() == Some(SIGKILL)
     }

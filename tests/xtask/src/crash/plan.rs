@@ -51,6 +51,8 @@ pub enum Phase {
     Point(&'static str, &'static str),
     /// Soon after its start, while it makes up for the kill before.
     Recovering,
+    /// Soon after it was asked to stop, before it has.
+    Stopping,
     /// At any moment of the load.
     Anytime,
 }
@@ -59,7 +61,7 @@ impl Phase {
     /// All phases, in the order of the table.
     pub fn all() -> impl Iterator<Item = Self> {
         let points = POINTS.iter().map(|(group, name)| Self::Point(group, name));
-        points.chain([Self::Recovering, Self::Anytime])
+        points.chain([Self::Recovering, Self::Stopping, Self::Anytime])
     }
 
     /// The group and the name of the table.
@@ -67,6 +69,7 @@ impl Phase {
         match self {
             Self::Point(group, name) => (group, name),
             Self::Recovering => ("open", "soon after"),
+            Self::Stopping => ("stop", "soon after"),
             Self::Anytime => ("any", "any moment"),
         }
     }

@@ -61,10 +61,12 @@ impl Report {
         }
     }
 
-    /// Notes a kill: where it was aimed, and where the host died.
-    pub fn killed(&mut self, aimed: Phase, killed: Phase, acknowledged: u64) {
-        *self.kills.entry(killed).or_default() += 1;
-        self.missed += u64::from(aimed != killed);
+    /// Notes a kill: where it was aimed, and where the host died, if it did.
+    pub fn killed(&mut self, aimed: Phase, killed: Option<Phase>, acknowledged: u64) {
+        if let Some(killed) = killed {
+            *self.kills.entry(killed).or_default() += 1;
+        }
+        self.missed += u64::from(Some(aimed) != killed);
         self.acknowledged += acknowledged;
         self.least = self.least.min(acknowledged);
     }
@@ -156,9 +158,9 @@ impl Report {
     }
 
     fn rows(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
-        self.kills.iter().map(|(phase, count)| {
+        Phase::all().map(|phase| {
             let (group, name) = phase.names();
-            (group, name, *count)
+            (group, name, self.kills.get(&phase).copied().unwrap_or(0))
         })
     }
 

@@ -159,15 +159,18 @@ impl World {
             _ => {}
         }
         self.home.aim_nowhere();
-        ensure!(end.was_killed(), "{}", end.describe());
+        let stopped = phase == Phase::Stopping && end.was_asked();
+        ensure!(end.was_killed() || stopped, "{}", end.describe());
         if let Some(fault) = end.faults() {
             bail!("before it was killed it said: {fault}");
         }
         let point = end.point();
         let killed = match phase {
-            Phase::Point(_, name) if point.as_deref() == Some(name) => phase,
-            Phase::Recovering if point.is_none() => phase,
-            _ if point.is_none() => Phase::Anytime,
+            Phase::Point(_, name) if point.as_deref() == Some(name) => Some(phase),
+            // It was quicker than the kill.
+            _ if stopped => None,
+            Phase::Recovering | Phase::Stopping if point.is_none() => Some(phase),
+            _ if point.is_none() => Some(Phase::Anytime),
             _ => bail!("aimed at {:?}, killed at {point:?}", phase.names()),
         };
         let acknowledged = self.journal.acknowledged() - before;
@@ -196,7 +199,7 @@ impl World {
             std::thread::sleep(Duration::from_millis(1));
         }
         let patience = match phase {
-            Phase::Anytime | Phase::Recovering | Phase::Point("open", _) => {
+            Phase::Anytime | Phase::Recovering | Phase::Stopping | Phase::Point("open", _) => {
                 Duration::from_millis(random.u64(0..100))
             }
             Phase::Point(_, name) => {
@@ -211,6 +214,10 @@ impl World {
                 return Ok(end);
             }
             std::thread::sleep(Duration::from_millis(1));
+        }
+        if phase == Phase::Stopping {
+            self.host()?.ask_to_stop()?;
+            std::thread::sleep(Duration::from_millis(random.u64(0..30)));
         }
         self.host.take().context("no host runs")?.kill()
     }
