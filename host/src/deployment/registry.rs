@@ -29,7 +29,7 @@ use crate::log::{
     TopicState,
 };
 use crate::plugin::{CompileError, Plugin, Refusal, Runtime};
-use crate::storage::{self, FileSystem, OsFileSystem, Storage};
+use crate::storage::{self, FileSystem, OsFileSystem, Storage, crash_point};
 use crate::task::{Environment, FileWriters, StateOf, Workers, quarantine_checkpoints};
 use crate::types::{
     DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, Offset, PartitionId, Records,
@@ -180,6 +180,7 @@ impl Registry {
         let dir = config.data.dir.clone();
         let storage = Storage::open(&dir, &file_system, &clock);
         let storage = Arc::new(storage.map_err(cannot_open)?);
+        crash_point("open-head");
         let log = Log::open(
             storage,
             Arc::clone(&file_system),
@@ -249,6 +250,7 @@ impl Registry {
         };
         registry.read_plugins()?;
         registry.start_deployments()?;
+        crash_point("open-started");
         let controller = registry.clone();
         let thread = std::thread::Builder::new().name("controller".to_owned());
         let thread = thread.spawn(move || controller.control()).map_err(machine)?;
@@ -473,8 +475,10 @@ impl Registry {
                         }
                         Produced { appended: placed.iter().map(|(_, n)| n).sum(), partitions }
                     });
+                    crash_point("append-durable");
                     done(produced);
                 };
+                crash_point("append-placed");
                 self.inner.log.commit(commit, Box::new(finish));
             }
         }
@@ -554,15 +558,18 @@ impl Registry {
             description: serde_json::to_value(&admitted.description).unwrap_or_default(),
         };
         let path = self.plugin_path(&admitted.digest);
+        crash_point("push-admitted");
         storage::write_file(&*self.inner.file_system, &path, &admitted.component).map_err(|e| {
             let message = format!("cannot write {}: {e}", path.display());
             Error::new(Kind::Unavailable, "cannot_write", message)
         })?;
+        crash_point("push-written");
         let value = serde_json::to_vec(&record).unwrap_or_default();
         self.commit(Commit {
             metadata: vec![(PluginRecord::key(&record.digest), Some(value))],
             ..Commit::default()
         })?;
+        crash_point("push-recorded");
         let status = plugin_status(&record);
         self.inner.plugins.write().insert(record.digest, record);
         Ok(status)

@@ -23,7 +23,7 @@ use super::partition::{Partition, Run, State};
 use super::sealer;
 use super::segment::Segment;
 use super::topics::TopicState;
-use crate::storage::WriteBatch;
+use crate::storage::{WriteBatch, crash_point};
 use crate::types::{LogId, Offset, PartitionId, Records, TopicId, TopicName};
 
 /// Commits in one group, at most.
@@ -142,6 +142,7 @@ pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>, seals: &Re
                     bytes += commit.size_bytes();
                     match apply(shared, *commit, &mut free_space) {
                         Ok((committed, effects)) => {
+                            crash_point("commit-applied");
                             group.push(Applied { committed, effects, done });
                         }
                         Err(refusal) => done.answer(Err(refusal)),
@@ -177,6 +178,7 @@ fn finish(shared: &Shared, group: Vec<Applied>) {
     }
     let begun = shared.clock.monotonic();
     let synced = shared.storage.sync();
+    crash_point("commit-synced");
     let sync_us = shared.clock.monotonic().saturating_sub(begun).as_micros() as u64;
     if let Err(e) = synced {
         let error = CommitError::Stopped { reason: e.to_string() };
@@ -205,6 +207,7 @@ fn finish(shared: &Shared, group: Vec<Applied>) {
         partition.announce();
     }
     shared.wake_sealer();
+    crash_point("commit-published");
     for (done, committed) in answers {
         done.answer(Ok(committed));
     }

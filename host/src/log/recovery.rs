@@ -21,7 +21,7 @@ use super::sealer::Task;
 use super::segment::{Segment, SegmentEntry};
 use super::topics::{TopicState, Topics};
 use crate::clock::SharedClock;
-use crate::storage::{FileSystem, Storage, WriteBatch};
+use crate::storage::{FileSystem, Storage, WriteBatch, crash_point};
 use crate::types::{LogId, PartitionId};
 
 /// The folder of all segments, below the data directory.
@@ -56,6 +56,7 @@ pub(super) fn recover(
     let mut garbage = WriteBatch::default();
     let mut states = load_partitions(&storage, &catalog, &mut garbage)?;
     let quarantined = load_segments(&storage, &fs, &catalog, &mut states, &mut garbage)?;
+    crash_point("open-set-aside");
     load_head(&storage, &mut states, &mut garbage)?;
     if !garbage.is_empty() {
         storage.apply(garbage)?;

@@ -13,7 +13,7 @@ use super::handle::Shared;
 use super::keys;
 use super::partition::{Partition, Run};
 use super::segment::SegmentFile;
-use crate::storage::WriteBatch;
+use crate::storage::{WriteBatch, crash_point};
 
 /// Keys removed in one batch: a batch holds sled's lock while it is applied.
 const REMOVE_KEYS: usize = 128;
@@ -68,6 +68,7 @@ fn seal_largest(shared: &Arc<Shared>, seals: &Sender<Request>) -> bool {
             return false;
         }
     };
+    crash_point("seal-written");
     let (answer, outcome) = crossbeam_channel::bounded(1);
     let done = Done::new(move |result| {
         let _ = answer.send(result);
@@ -77,6 +78,7 @@ fn seal_largest(shared: &Arc<Shared>, seals: &Sender<Request>) -> bool {
     }
     match outcome.recv() {
         Ok(Ok(_)) => {
+            crash_point("seal-recorded");
             remove(shared, &head_keys(&partition, &runs));
             true
         }
@@ -107,5 +109,6 @@ fn remove(shared: &Shared, keys: &[Vec<u8>]) {
             tracing::error!("cannot remove sealed records from the head: {e}");
             return;
         }
+        crash_point("seal-removed");
     }
 }

@@ -556,7 +556,6 @@ mod tests {
         let full = |store: u8, key: &str| [&[0, store], key.as_bytes()].concat();
         let expected = [
             (full(0, "z"), Some(b"22".to_vec())),
-            (full(1, "a"), None),
             (full(1, "abcdefgh-1"), Some(b"3".to_vec())),
             (full(1, "abcdefgh-2"), Some(b"2".to_vec())),
             (full(1, "gone"), None),

@@ -1,32 +1,50 @@
 //! Named moments at which a test can have the host killed.
 //!
 //! `ANABRANCH_CRASH_AT=name` ends the process as `kill -9` does when it first passes the point of
-//! that name; `name:3` when it passes it for the third time. Without the variable a point costs a load
-//! of one word. Nothing else in the host knows of it.
+//! that name; `name:3` when it passes it for the third time. `@file` ends it when it passes the point
+//! that the file names at that moment: so a test can let the host work first and aim later. The last
+//! line on standard error is then `crash point name`, by which a test knows its own kill from any
+//! other. Without the variable a point costs a load of one word. Nothing else in the host knows of it.
 
+use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-struct Plan {
-    name: String,
-    left: AtomicU32,
+enum Plan {
+    /// A point, and how often it is still to be passed.
+    Named(String, AtomicU32),
+    /// The file that names a point, once there is one.
+    InFile(PathBuf),
 }
 
-fn plan() -> Option<&'static Plan> {
-    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
-    let read = || {
+impl Plan {
+    fn read() -> Option<Self> {
         let text = std::env::var("ANABRANCH_CRASH_AT").ok()?;
+        if let Some(file) = text.strip_prefix('@') {
+            return Some(Self::InFile(file.into()));
+        }
         let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-        let left = AtomicU32::new(count.parse().unwrap_or(1));
-        Some(Plan { name: name.to_owned(), left })
-    };
-    PLAN.get_or_init(read).as_ref()
+        Some(Self::Named(name.to_owned(), AtomicU32::new(count.parse().unwrap_or(1))))
+    }
+
+    fn is_due(&self, point: &str) -> bool {
+        match self {
+            Self::Named(name, left) => name == point && left.fetch_sub(1, Ordering::SeqCst) == 1,
+            Self::InFile(file) => {
+                std::fs::read_to_string(file).is_ok_and(|named| named.trim() == point)
+            }
+        }
+    }
 }
 
 /// Kills the process if a test asked for it here.
 pub fn crash_point(name: &str) {
-    let Some(plan) = plan() else { return };
-    if plan.name == name && plan.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    let Some(plan) = PLAN.get_or_init(Plan::read) else { return };
+    if plan.is_due(name) {
+        // One write, which comes whole or not at all; nobody need be reading.
+        let _ = std::io::stderr().write_all(format!("crash point {name}\n").as_bytes());
         let process = rustix::process::getpid();
         // The signal cannot be refused by the process itself; there is nothing to do if it is.
         let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);

@@ -27,6 +27,8 @@ pub fn run() -> Result<()> {
     guests::build_in(&mut steps)?;
     bring_pyarrow(&mut steps)?;
     steps.run("test", &mut cargo(&["test", "--workspace", "--no-fail-fast"]))?;
+    let mut crash = Command::new(std::env::current_exe()?);
+    steps.run("crash", crash.args(["crash", "--rounds", "50", "--seed", "1"]))?;
     println!("xtask: all steps passed: {}", steps.summary());
     Ok(())
 }

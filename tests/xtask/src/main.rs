@@ -1,9 +1,10 @@
-//! `cargo xtask`: builds the guests and runs the two commands of the README.
+//! `cargo xtask`: builds the guests, runs the two commands of the README, and kills hosts.
 //!
 //! **Invariant:** nothing here is part of the host: it drives cargo and the `anabranch` binary as a
 //! user would, and depends on no crate of this workspace.
 
 mod check;
+mod crash;
 mod demo;
 mod guests;
 mod steps;
@@ -14,7 +15,8 @@ const USAGE: &str = "\
 Usage: cargo xtask COMMAND
 
   demo     build host and plugins; stream January's flights; swap the plugin while they stream
-  test     format, lints, documentation, guests, and all tests
+  test     format, lints, documentation, guests, all tests, and 50 rounds of crash
+  crash    kill a host under load, round after round, and check all that it promised: see crash --help
   guests   build the plugins and fixtures that the tests and the demo load";
 
 fn main() -> ExitCode {
@@ -22,6 +24,17 @@ fn main() -> ExitCode {
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["demo"] => demo::run(),
         ["test"] => check::run(),
+        ["crash", "help" | "--help" | "-h"] => {
+            println!("{}", crash::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["crash", ref rest @ ..] => match crash::Options::parse(rest) {
+            Some(options) => crash::run(options),
+            None => {
+                eprintln!("{}", crash::USAGE);
+                return ExitCode::from(2);
+            }
+        },
         ["guests"] => guests::build().map(drop),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");

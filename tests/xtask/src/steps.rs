@@ -5,7 +5,7 @@
 //! another did.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -36,27 +36,48 @@ pub fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
+/// The host's binary; what the caller's environment says about other hosts is left out.
+pub fn anabranch() -> Command {
+    let mut command = Command::new(target().join("debug/anabranch"));
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in ours.filter(|name| name.to_string_lossy().starts_with("ANABRANCH_")) {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
 /// Steps that were run, with their times.
 #[derive(Default)]
 pub struct Steps {
     done: Vec<(&'static str, Duration)>,
+    on_stderr: bool,
 }
 
 impl Steps {
+    /// Steps that leave standard output to what comes after them.
+    pub fn on_stderr() -> Self {
+        Self { on_stderr: true, ..Self::default() }
+    }
+
+    fn tell(&self, line: &str) {
+        if self.on_stderr { eprintln!("{line}") } else { println!("{line}") }
+    }
+
     /// Runs a step whose output is shown as it comes.
     ///
     /// # Errors
     /// When the command cannot be run or fails: the message names the step and the command.
     pub fn run(&mut self, name: &'static str, command: &mut Command) -> Result<()> {
         let line = line_of(command);
-        println!("── {name}: {line}");
+        self.tell(&format!("── {name}: {line}"));
         let started = Instant::now();
         let status = command.status().with_context(|| format!("{name}: cannot run {line}"))?;
         let took = started.elapsed();
         if !status.success() {
             bail!("{name} failed after {:.1} s ({status}): {line}", took.as_secs_f64());
         }
-        println!("   {name} took {:.1} s", took.as_secs_f64());
+        self.tell(&format!("   {name} took {:.1} s", took.as_secs_f64()));
         self.done.push((name, took));
         Ok(())
     }

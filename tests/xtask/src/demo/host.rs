@@ -12,18 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::steps::{output, target};
-
-/// The binary; what the caller's environment says about other hosts is left out.
-fn anabranch() -> Command {
-    let mut command = Command::new(target().join("debug/anabranch"));
-    let ours = std::env::vars_os().map(|(name, _)| name);
-    for name in ours.filter(|name| name.to_string_lossy().starts_with("ANABRANCH_")) {
-        command.env_remove(name);
-    }
-    command.stdin(Stdio::null());
-    command
-}
+use crate::steps::{anabranch, output};
 
 /// A process that ends when it is forgotten.
 pub struct Process(Child);
