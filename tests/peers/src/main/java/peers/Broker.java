@@ -30,7 +30,6 @@ final class Broker {
                 "group.initial.rebalance.delay.ms=0",
                 // Topics are lz4 as their producers send them; none is deleted by age.
                 "log.retention.ms=-1",
-                "log.cleaner.enable=false",
                 "socket.send.buffer.bytes=1048576",
                 "socket.receive.buffer.bytes=1048576",
                 "log.segment.delete.delay.ms=1000",
