@@ -1,4 +1,4 @@
-//! `cargo xtask`: builds the guests and runs the two commands of the README.
+//! `cargo xtask`: builds the guests, runs the two commands of the README, and measures other systems.
 //!
 //! **Invariant:** nothing here is part of the host: it drives cargo and the `anabranch` binary as a
 //! user would, and depends on no crate of this workspace.
@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod guests;
+mod peers;
 mod steps;
 
 use std::process::ExitCode;
@@ -13,9 +14,10 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage: cargo xtask COMMAND
 
-  demo     build host and plugins; stream January's flights; swap the plugin while they stream
-  test     format, lints, documentation, guests, and all tests
-  guests   build the plugins and fixtures that the tests and the demo load";
+  demo          build host and plugins; stream January's flights; swap the plugin while they stream
+  test          format, lints, documentation, guests, and all tests
+  guests        build the plugins and fixtures that the tests and the demo load
+  bench-peers   measure Kafka Streams, Flink and others on the same records and machine; --help says more";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +25,11 @@ fn main() -> ExitCode {
         ["demo"] => demo::run(),
         ["test"] => check::run(),
         ["guests"] => guests::build().map(drop),
+        ["bench-peers", "help" | "--help" | "-h"] => {
+            println!("{}", peers::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["bench-peers", ref words @ ..] => peers::run(words),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -11,7 +11,6 @@ final class Broker {
     private Broker() {}
 
     public static void main(String[] args) throws Exception {
-        Life.tiedToStandardInput();
         Path directory = Path.of(args[0]);
         String properties = String.join("\n",
                 "process.roles=broker,controller",

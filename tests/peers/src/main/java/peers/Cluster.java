@@ -1,6 +1,9 @@
 package peers;
 
+import java.nio.ByteBuffer;
+import java.nio.charset.StandardCharsets;
 import java.time.Duration;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Properties;
@@ -11,6 +14,7 @@ import org.apache.kafka.clients.admin.ListOffsetsOptions;
 import org.apache.kafka.clients.admin.NewTopic;
 import org.apache.kafka.clients.admin.OffsetSpec;
 import org.apache.kafka.clients.consumer.ConsumerConfig;
+import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.consumer.OffsetAndMetadata;
 import org.apache.kafka.common.IsolationLevel;
@@ -58,8 +62,11 @@ final class Cluster implements AutoCloseable {
         return at == null ? 0 : at.offset();
     }
 
-    /** How many records a reader of committed records sees. */
-    long countCommitted(String topic) throws Exception {
+    /**
+     * What a reader of committed records sees: how many there are and, if they are counts by key, the sum
+     * of each key's highest count.
+     */
+    long[] readCommitted(String topic, boolean counts) throws Exception {
         Properties config = new Properties();
         config.put(ConsumerConfig.BOOTSTRAP_SERVERS_CONFIG, servers);
         config.put(ConsumerConfig.ISOLATION_LEVEL_CONFIG, "read_committed");
@@ -67,15 +74,22 @@ final class Cluster implements AutoCloseable {
         config.put(ConsumerConfig.MAX_PARTITION_FETCH_BYTES_CONFIG, 16 << 20);
         TopicPartition partition = new TopicPartition(topic, 0);
         long end = committedEnd(topic);
-        long count = 0;
+        long records = 0;
+        Map<Integer, Long> highest = new HashMap<>();
         try (var consumer = new KafkaConsumer<>(config, new ByteArrayDeserializer(), new ByteArrayDeserializer())) {
             consumer.assign(Set.of(partition));
             consumer.seekToBeginning(Set.of(partition));
             while (consumer.position(partition) < end) {
-                count += consumer.poll(Duration.ofSeconds(1)).count();
+                for (ConsumerRecord<byte[], byte[]> record : consumer.poll(Duration.ofSeconds(1))) {
+                    records++;
+                    if (counts) {
+                        int key = Integer.parseInt(new String(record.key(), 1, 7, StandardCharsets.ISO_8859_1));
+                        highest.merge(key, ByteBuffer.wrap(record.value()).getLong(), Math::max);
+                    }
+                }
             }
         }
-        return count;
+        return new long[] {records, highest.values().stream().mapToLong(Long::longValue).sum()};
     }
 
     @Override

@@ -45,7 +45,6 @@ final class FlinkPeer {
     private FlinkPeer() {}
 
     public static void main(String[] args) throws Exception {
-        Life.tiedToStandardInput();
         String job = args[2];
         long records = Long.parseLong(args[3]);
         long warmUp = Long.parseLong(args[4]);
@@ -86,7 +85,7 @@ final class FlinkPeer {
         config.set(CheckpointingOptions.CHECKPOINT_STORAGE, "filesystem");
         config.set(CheckpointingOptions.CHECKPOINTS_DIRECTORY, directory.resolve("checkpoints").toUri().toString());
         config.set(RestartStrategyOptions.RESTART_STRATEGY, "none");
-        boolean rocks = job.equals("count-rocksdb");
+        boolean rocks = job.equals("count-100k-rocksdb");
         config.set(StateBackendOptions.STATE_BACKEND, rocks ? "rocksdb" : "hashmap");
         config.set(CheckpointingOptions.INCREMENTAL_CHECKPOINTS, rocks);
         config.set(TaskManagerOptions.MANAGED_MEMORY_SIZE, MemorySize.ofMebiBytes(512));
@@ -112,7 +111,7 @@ final class FlinkPeer {
                     .returns(PAIR)
                     .sinkTo(sink(servers, job + name, new PairWriter()));
             // What is counted is the key: nothing else crosses to the counting task.
-            case "count", "count-rocksdb" -> source(environment, servers, records, new KeyReader())
+            case "count-100k", "count-100k-rocksdb" -> source(environment, servers, records, new KeyReader())
                     .keyBy(key -> key)
                     .process(new Count())
                     .sinkTo(sink(servers, job + name, new CountWriter()));

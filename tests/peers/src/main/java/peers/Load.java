@@ -12,7 +12,6 @@ final class Load {
     private Load() {}
 
     public static void main(String[] args) throws Exception {
-        Life.tiedToStandardInput();
         long records = Long.parseLong(args[1]);
         Properties config = new Properties();
         config.put(ProducerConfig.BOOTSTRAP_SERVERS_CONFIG, args[0]);

@@ -57,11 +57,14 @@ final class Run {
         return kept;
     }
 
+    /** That exactly what was expected is committed; counts of all keys add up to the records. */
     static void check(Cluster cluster, String topic, String job, long records) throws Exception {
+        boolean counts = job.startsWith("count");
         long expected = expectedOutputs(job, records);
-        long found = cluster.countCommitted(topic);
-        if (found != expected) {
-            throw new IllegalStateException(job + ": " + found + " records are committed, " + expected + " were expected");
+        long[] found = cluster.readCommitted(topic, counts);
+        if (found[0] != expected || (counts && found[1] != records)) {
+            throw new IllegalStateException(job + ": " + found[0] + " records are committed, " + expected
+                    + " were expected; the counts add up to " + found[1]);
         }
     }
 

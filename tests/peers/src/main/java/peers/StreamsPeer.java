@@ -39,7 +39,6 @@ final class StreamsPeer {
     private StreamsPeer() {}
 
     public static void main(String[] args) throws Exception {
-        Life.tiedToStandardInput();
         String job = args[2];
         long records = Long.parseLong(args[3]);
         long warmUp = Long.parseLong(args[4]);
@@ -120,8 +119,8 @@ final class StreamsPeer {
                 topology.addProcessor("map", JsonMap::new, "source");
                 topology.addSink("sink", OUTPUT, bytes, bytes, "map");
             }
-            case "count", "count-rocksdb" -> {
-                var supplier = job.equals("count") ? Stores.inMemoryKeyValueStore(STORE)
+            case "count-100k", "count-100k-rocksdb" -> {
+                var supplier = job.equals("count-100k") ? Stores.inMemoryKeyValueStore(STORE)
                         : Stores.persistentKeyValueStore(STORE);
                 var store = Stores.keyValueStoreBuilder(supplier, Serdes.Bytes(), Serdes.Long());
                 // The cache saves writes to the changelog and, under it, to RocksDB: one a key and commit.
