@@ -1,4 +1,5 @@
-//! `cargo xtask`: builds the guests, runs the two commands of the README, and kills hosts.
+//! `cargo xtask`: builds the guests, runs the two commands of the README, kills hosts, and measures
+//! other systems.
 //!
 //! **Invariant:** nothing here is part of the host: it drives cargo and the `anabranch` binary as a
 //! user would, and depends on no crate of this workspace.
@@ -7,6 +8,7 @@ mod check;
 mod crash;
 mod demo;
 mod guests;
+mod peers;
 mod steps;
 
 use std::process::ExitCode;
@@ -14,10 +16,11 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage: cargo xtask COMMAND
 
-  demo     build host and plugins; stream January's flights; swap the plugin while they stream
-  test     format, lints, documentation, guests, all tests, and 50 rounds of crash
-  crash    kill a host under load, round after round, and check all that it promised: see crash --help
-  guests   build the plugins and fixtures that the tests and the demo load";
+  demo          build host and plugins; stream January's flights; swap the plugin while they stream
+  test          format, lints, documentation, guests, all tests, and 50 rounds of crash
+  crash         kill a host under load, round after round, and check all that it promised; --help says more
+  guests        build the plugins and fixtures that the tests and the demo load
+  bench-peers   measure Kafka Streams, Flink and others on the same records and machine; --help says more";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -36,6 +39,11 @@ fn main() -> ExitCode {
             }
         },
         ["guests"] => guests::build().map(drop),
+        ["bench-peers", "help" | "--help" | "-h"] => {
+            println!("{}", peers::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["bench-peers", ref words @ ..] => peers::run(words),
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
