@@ -8,10 +8,14 @@
 //! **Invariant:** nothing here reaches into the host but by what any user could ask.
 
 mod data;
+mod disk;
 mod host;
 mod jobs;
+mod large;
+mod live;
 mod replay;
 mod report;
+mod traffic;
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -32,7 +36,7 @@ const LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// The same with `--quick`.
 const QUICK_LIMIT: Duration = Duration::from_secs(180);
 /// What is measured beside the jobs.
-const MEASURES: [&str; 0] = [];
+const MEASURES: [&str; 6] = ["workers", "ingest", "latency", "swaps", "scale", "idle"];
 /// The progress bar of a step.
 const BAR: &str = "{prefix:32} {wide_bar} {percent:>3} %  {per_sec}";
 
@@ -57,6 +61,16 @@ pub fn run(context: &Context, args: &args::Bench) -> Result<(), Error> {
     let wanted = |name: &str| args.job.is_empty() || args.job.iter().any(|job| job == name);
     let mut report = Report::default();
     bench.measure_jobs(&wanted, &mut report)?;
+    for measure in MEASURES.into_iter().filter(|measure| wanted(measure)) {
+        match measure {
+            "workers" => bench.measure_workers(&mut report)?,
+            "ingest" => bench.measure_ingest(&mut report)?,
+            "latency" => bench.measure_latency(&mut report)?,
+            "swaps" => bench.measure_swaps(&mut report)?,
+            "scale" => bench.measure_scale(&mut report)?,
+            _ => bench.measure_idle(&mut report)?,
+        }
+    }
     context.print(&report.json(), || report.text())
 }
 
