@@ -121,7 +121,7 @@ impl Bench<'_> {
         let mut keys: Vec<_> = wanted.iter().flat_map(|job| job.keys).copied().collect();
         keys.sort_by_key(|(keys, spread)| (*keys, *spread as u8));
         keys.dedup();
-        let sizes = self.sized(&[(100, 2_000_000), (1_024, 500_000)][..], &[(100, 20_000)]);
+        let sizes = self.sized(&[(100, 2_000_000), (1_024, 1_000_000)][..], &[(100, 20_000)]);
         for &(record_bytes, records) in sizes {
             for &partitions in self.sized(&[1, 2, 4][..], &[2]) {
                 for &(keys, spread) in self.sized(&keys[..], &keys[..keys.len().min(1)]) {
