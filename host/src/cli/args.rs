@@ -113,6 +113,12 @@ pub enum Command {
     /// Read state stores
     #[command(subcommand)]
     Store(Store),
+    /// Measure this host on this machine: a real `serve` of its own, asked over HTTP
+    #[command(after_help = "Examples:
+  anabranch bench --quick
+  anabranch bench --job filter count ingest
+  anabranch bench --json > bench.json")]
+    Bench(Bench),
     /// Print completions for a shell
     #[command(after_help = "Example:
   anabranch completions bash > ~/.local/share/bash-completion/completions/anabranch")]
@@ -160,6 +166,29 @@ pub struct Serve {
     /// Allow an address that other machines can reach: there is no authentication yet
     #[arg(long)]
     pub insecure: bool,
+}
+
+/// `bench`
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Tiny sizes: shows that everything runs; the figures mean nothing
+    #[arg(long)]
+    pub quick: bool,
+    /// Only these: a job (pass-through, filter, json-map, count, count-per-key, flat-map), or one of
+    /// ingest, latency, swaps, scale, idle, workers
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub job: Vec<String>,
+    /// Where the plugins of the jobs are; by default where `cargo xtask guests` puts them beside this
+    /// program
+    #[arg(long, value_name = "DIR")]
+    pub plugins: Option<PathBuf>,
+    /// Where to make a directory for the data, which is removed in the end; the disk is what is
+    /// measured. By default the system's directory for temporary files
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// What the records are made from
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
 }
 
 /// `topic …`

@@ -123,6 +123,15 @@ impl Client {
         self.json(self.reply(reply)?)
     }
 
+    /// The text that the host answers to a GET.
+    ///
+    /// # Errors
+    /// The host's refusal, or that it cannot be reached.
+    pub fn text(&self, path: &str) -> Result<String, Error> {
+        let reply = self.reply(self.agent.get(self.at(path)).call())?;
+        Ok(String::from_utf8_lossy(&self.bytes(reply)?).into_owned())
+    }
+
     /// A page of records as NDJSON: body, next offset, end offset.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use super::args::{
 };
 use super::client::{Client, Error, segment};
 use super::print::{cell, count, size, table};
-use super::{consume, produce, progress};
+use super::{bench, consume, produce, progress};
 use crate::clock::SharedClock;
 use crate::deployment::{PluginStatus, StoreEntry, StoreStatus, TopicStatus};
 
@@ -69,6 +69,7 @@ pub fn run(cli: Cli, clock: SharedClock) -> Result<(), Error> {
         Command::Resume(named) => act(&context, &named.name, "resume"),
         Command::Status(args) => progress::status(&context, args.name.as_deref(), args.watch),
         Command::Store(store) => run_store(&context, store),
+        Command::Bench(args) => bench::run(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch", &mut script);

@@ -8,6 +8,7 @@
 
 mod args;
 mod batches;
+mod bench;
 mod client;
 mod commands;
 mod consume;

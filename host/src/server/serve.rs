@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -91,6 +92,13 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
     let bound = listener.local_addr().map_err(refused)?;
     let app = App::new(config.clone(), Arc::clone(&clock));
     let (goodbye, said) = oneshot::channel::<()>();
+    // A follower's records are small writes; Nagle's algorithm and delayed acknowledgements would hold
+    // each back for up to 40 ms.
+    let listener = listener.tap_io(|socket| {
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+        }
+    });
     let server = axum::serve(listener, router(app.clone()))
         .with_graceful_shutdown(async { drop(said.await) })
         .into_future();

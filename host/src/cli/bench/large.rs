@@ -1,0 +1,166 @@
+//! Figures of size: long histories, many deployments, two workers.
+
+use serde_json::json;
+
+use super::Bench;
+use super::data::{Shape, Spread};
+use super::host::Host;
+use super::jobs::{Job, job};
+use super::report::{Bar, Report, Row, median};
+use crate::cli::client::Error;
+use crate::cli::commands::{deployment, topic};
+
+/// Records of 100 bytes over 100,000 keys.
+const PLAIN: Shape = Shape { record_bytes: 100, keys: 100_000, spread: Spread::Uniform };
+/// Clients that deploy at once.
+const DEPLOYERS: u64 = 4;
+/// A million bytes.
+const MB: f64 = 1e6;
+
+impl Bench<'_> {
+    /// Bar 7: a history ten times as long.
+    pub fn measure_scale(&self, report: &mut Report) -> Result<(), Error> {
+        let job = job("pass-through")?;
+        let mut rates = Vec::new();
+        for records in self.sized([5_000_000, 50_000_000], [20_000, 60_000]) {
+            let host = self.workshop.start("scale", &[])?;
+            self.produce_history(&host, "history", 2, PLAIN, records)?;
+            self.seal(&host)?;
+            let seconds = self.deploy_and_wait(&host, &job, "scale", "history", records)?;
+            rates.push(records as f64 / seconds);
+            let (_, peak) = host.memory_bytes();
+            let (disk, head) = host.disk_bytes();
+            let data = host.metric("anabranch_segment_bytes")?;
+            host.stop()?;
+            let host = self.workshop.start("scale", &[])?;
+            let figures = [
+                ("replay", "records/s", records as f64 / seconds),
+                ("memory, highest", "MB", peak as f64 / MB),
+                ("disk", "MB", disk as f64 / MB),
+                ("disk of the head", "MB", head as f64 / MB),
+                ("segments", "MB", data / MB),
+                ("ready after", "s", host.ready_seconds),
+            ];
+            let name = format!("scale-{}k", records / 1_000);
+            for (measure, unit, value) in figures {
+                let row = Row::new(&name, measure, unit, self.workers(), vec![value]);
+                report.rows.push(Row { partitions: 2, ..row });
+            }
+            if rates.len() == 2 {
+                let rate = rates[1] / rates[0];
+                let ready = host.ready_seconds;
+                let ratio = disk.saturating_sub(head) as f64 / data.max(1.0);
+                report.bars.extend([
+                    Bar::at_least("7", "scale/replay rate", rate, 0.9, "ratio"),
+                    Bar::at_most("7", "scale/ready", ready, 1.0, "s"),
+                    Bar::at_most("7", "scale/memory", peak as f64 / MB, 400.0, "MB"),
+                    Bar::at_most("7", "scale/disk without the head", ratio, 1.3, "ratio"),
+                ]);
+            }
+            host.discard();
+        }
+        Ok(())
+    }
+
+    /// Bar 8: what deployments cost that have nothing to do.
+    pub fn measure_idle(&self, report: &mut Report) -> Result<(), Error> {
+        let (busy, records) = (job("pass-through")?, self.sized(2_000_000, 20_000));
+        let host = self.workshop.start("idle", &[])?;
+        self.produce_history(&host, "history", 2, PLAIN, records)?;
+        self.seal(&host)?;
+        let alone = self.replay_rates(&host, &busy, "history", records)?;
+        host.client().put(&topic("quiet", ""), &json!({"partitions": 1, "format": "json"}))?;
+        let (before, _) = host.memory_bytes();
+        let count = self.sized(1_000, 10);
+        self.deploy_idle(&host, &job("filter")?, count)?;
+        let (after, _) = host.memory_bytes();
+        let beside = self.replay_rates(&host, &busy, "history", records)?;
+        let each = after.saturating_sub(before) as f64 / count as f64 / MB;
+        let ratio = median(&beside) / median(&alone);
+        for (name, rates) in [("busy alone", alone), ("busy beside idle", beside)] {
+            let row = Row::new(name, "replay", "records/s", self.workers(), rates);
+            report.rows.push(Row { partitions: 2, ..row });
+        }
+        report.rows.push(Row::new("idle", "memory each", "MB", self.workers(), vec![each]));
+        report.bars.extend([
+            Bar::at_most("8", "idle/memory each", each, 1.0, "MB"),
+            // What lies within the noise of the same replay, run again.
+            Bar::at_least("8", "idle/rate of a busy one", ratio, 0.95, "ratio"),
+        ]);
+        host.discard();
+        Ok(())
+    }
+
+    /// Deploys `job` `count` times over the empty topic `quiet`.
+    fn deploy_idle(&self, host: &Host, job: &Job, count: u64) -> Result<(), Error> {
+        let digest = job.push(host.client(), &self.plugins)?;
+        let bar = self.bar("deploying what is idle", count);
+        std::thread::scope(|scope| {
+            let deploy = |first| {
+                let (digest, bar) = (&digest, &bar);
+                scope.spawn(move || -> Result<(), Error> {
+                    for number in (first..count).step_by(DEPLOYERS as usize) {
+                        let name = format!("idle-{number}");
+                        let spec = job.deployment(&name, digest, "quiet", &format!("{name}-out"));
+                        host.client().put(&deployment(&name, ""), &spec)?;
+                        bar.inc(1);
+                    }
+                    Ok(())
+                })
+            };
+            let deployers: Vec<_> = (0..DEPLOYERS).map(deploy).collect();
+            deployers.into_iter().try_for_each(|deployer| {
+                deployer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+        })?;
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// Bar 3: one host with two workers and two partitions against two hosts of one each, on a core of
+    /// their own. The speed-ups are over one such copy alone, so their ratio is that of the rates.
+    pub fn measure_workers(&self, report: &mut Report) -> Result<(), Error> {
+        let records = self.sized(2_000_000, 20_000);
+        let one = [("TASKS_WORKERS", "1".to_owned())];
+        for name in ["pass-through", "json-map"] {
+            let job = job(name)?;
+            let host = self.workshop.start("two", &[("TASKS_WORKERS", "2".to_owned())])?;
+            self.produce_history(&host, "history", 2, PLAIN, 2 * records)?;
+            self.seal(&host)?;
+            let together = self.replay_rates(&host, &job, "history", 2 * records)?;
+            host.discard();
+            let copies = [0, 1].map(|core| -> Result<Host, Error> {
+                let host = self.workshop.start_on(&format!("copy-{core}"), &one, Some(core))?;
+                self.produce_history(&host, "history", 1, PLAIN, records)?;
+                self.seal(&host)?;
+                Ok(host)
+            });
+            let [first, second] = copies;
+            let (first, second) = (first?, second?);
+            let alone = self.replay_rates(&first, &job, "history", records)?;
+            let rates = std::thread::scope(|scope| -> Result<Vec<f64>, Error> {
+                let other = scope.spawn(|| self.replay_rates(&second, &job, "history", records));
+                let mine = self.replay_rates(&first, &job, "history", records)?;
+                let other =
+                    other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                Ok(mine.iter().zip(other).map(|(a, b)| a + b).collect())
+            })?;
+            let ratio = median(&together) / median(&rates);
+            let figures = [
+                ("two workers", 2, 2, together),
+                ("one copy", 1, 1, alone),
+                ("two copies", 2, 2, rates),
+            ];
+            for (what, workers, partitions, rates) in figures {
+                let label = format!("{name}, {what}");
+                let row = Row::new(&label, "replay", "records/s", workers, rates);
+                report.rows.push(Row { partitions, ..row });
+            }
+            let what = format!("workers/{name}");
+            report.bars.push(Bar::at_least("3", &what, ratio, 0.85, "ratio"));
+            first.discard();
+            second.discard();
+        }
+        Ok(())
+    }
+}

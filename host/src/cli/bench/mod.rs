@@ -1,0 +1,154 @@
+//! `bench`: what this host does on this machine, measured from outside.
+//!
+//! A real `serve` of the same program, in a directory of its own, is given records over HTTP and
+//! deployments of the plugins in plugins/bench; figures come from its answers, its metrics, and what the
+//! kernel says of its process. [`report`] holds rows and bars; `host/docs/performance.md` says what each
+//! bar means.
+//!
+//! **Invariant:** nothing here reaches into the host but by what any user could ask.
+
+mod data;
+mod disk;
+mod host;
+mod jobs;
+mod large;
+mod live;
+mod replay;
+mod report;
+mod traffic;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use self::data::Shape;
+use self::host::Workshop;
+use self::jobs::{JOBS, Job};
+use self::report::{Report, Row};
+use super::args;
+use super::client::Error;
+use super::commands::Context;
+
+/// The longest that all of it may take.
+const LIMIT: Duration = Duration::from_secs(3 * 3600);
+/// The same with `--quick`.
+const QUICK_LIMIT: Duration = Duration::from_secs(180);
+/// What is measured beside the jobs.
+const MEASURES: [&str; 6] = ["workers", "ingest", "latency", "swaps", "scale", "idle"];
+/// The progress bar of a step.
+const BAR: &str = "{prefix:32} {wide_bar} {percent:>3} %  {per_sec}";
+
+/// Runs the command.
+pub fn run(context: &Context, args: &args::Bench) -> Result<(), Error> {
+    let known = || JOBS.iter().map(|job| job.name).chain(MEASURES);
+    if let Some(unknown) = args.job.iter().find(|name| known().all(|known| known != name.as_str()))
+    {
+        let known: Vec<_> = known().collect();
+        let known = known.join(", ");
+        return Err(Error::Usage(format!("--job {unknown}: there is none; there are {known}")));
+    }
+    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let limit = if args.quick { QUICK_LIMIT } else { LIMIT };
+    let bench = Bench {
+        context,
+        workshop: Workshop::open(&parent, limit, context.clock.clone())?,
+        plugins: args.plugins.clone().unwrap_or_else(jobs::usual_plugins),
+        quick: args.quick,
+        seed: args.seed,
+    };
+    let wanted = |name: &str| args.job.is_empty() || args.job.iter().any(|job| job == name);
+    let mut report = Report::default();
+    bench.measure_jobs(&wanted, &mut report)?;
+    for measure in MEASURES.into_iter().filter(|measure| wanted(measure)) {
+        match measure {
+            "workers" => bench.measure_workers(&mut report)?,
+            "ingest" => bench.measure_ingest(&mut report)?,
+            "latency" => bench.measure_latency(&mut report)?,
+            "swaps" => bench.measure_swaps(&mut report)?,
+            "scale" => bench.measure_scale(&mut report)?,
+            _ => bench.measure_idle(&mut report)?,
+        }
+    }
+    context.print(&report.json(), || report.text())
+}
+
+/// What all measurements share.
+struct Bench<'a> {
+    context: &'a Context,
+    workshop: Workshop,
+    /// Where the plugins are.
+    plugins: PathBuf,
+    /// Whether sizes are tiny.
+    quick: bool,
+    seed: u64,
+}
+
+impl Bench<'_> {
+    /// How often a measurement is repeated.
+    fn runs(&self) -> usize {
+        if self.quick { 1 } else { 3 }
+    }
+
+    /// `full`, or `quick` with `--quick`.
+    fn sized<T>(&self, full: T, quick: T) -> T {
+        if self.quick { quick } else { full }
+    }
+
+    /// Worker threads of a host that is not told: one a core.
+    fn workers(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+
+    /// A bar on standard error, where that is a terminal.
+    fn bar(&self, what: &str, length: u64) -> ProgressBar {
+        if self.context.json || !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
+        let style = ProgressStyle::with_template(BAR).expect("a test parses the template");
+        bar.with_style(style).with_prefix(what.to_owned())
+    }
+
+    /// The replay rate of each wanted job by size of records, partitions and keys.
+    fn measure_jobs(
+        &self,
+        wanted: &dyn Fn(&str) -> bool,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let wanted: Vec<Job> = JOBS.into_iter().filter(|job| wanted(job.name)).collect();
+        let mut keys: Vec<_> = wanted.iter().flat_map(|job| job.keys).copied().collect();
+        keys.sort_by_key(|(keys, spread)| (*keys, *spread as u8));
+        keys.dedup();
+        let sizes = self.sized(&[(100, 2_000_000), (1_024, 1_000_000)][..], &[(100, 20_000)]);
+        for &(record_bytes, records) in sizes {
+            for &partitions in self.sized(&[1, 2, 4][..], &[2]) {
+                for &(keys, spread) in self.sized(&keys[..], &keys[..keys.len().min(1)]) {
+                    let shape = Shape { record_bytes, keys, spread };
+                    let host = self.workshop.start("jobs", &[])?;
+                    self.produce_history(&host, "history", partitions, shape, records)?;
+                    self.seal(&host)?;
+                    for job in wanted.iter().filter(|job| job.keys.contains(&(keys, spread))) {
+                        let rates = self.replay_rates(&host, job, "history", records)?;
+                        let label = job.label((keys, spread));
+                        let row = Row::new(&label, "replay", "records/s", self.workers(), rates);
+                        report.rows.push(Row { record_bytes, partitions, ..row });
+                    }
+                    host.discard();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_can_be_drawn() {
+        ProgressStyle::with_template(BAR).unwrap();
+    }
+}
