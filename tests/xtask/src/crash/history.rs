@@ -3,7 +3,7 @@
 //! It sees nothing but the journal and the log as it was read, and is told nothing about kills: what
 //! it finds wrong is wrong in any history.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::journal::{Answer, Request, Sighting};
@@ -199,13 +199,8 @@ impl<'a> Checker<'a> {
     }
 
     /// An acknowledged request ends where its answer says, in each partition.
-    fn ends(
-        &mut self,
-        request: &Request,
-        acknowledged: &std::collections::BTreeMap<u32, u64>,
-        log: &[Vec<Entry>],
-    ) {
-        let mut ends = std::collections::BTreeMap::new();
+    fn ends(&mut self, request: &Request, acknowledged: &BTreeMap<u32, u64>, log: &[Vec<Entry>]) {
+        let mut ends = BTreeMap::new();
         for place in request.records.iter().filter_map(|r| self.found.get(&r.id)) {
             let end: &mut u64 = ends.entry(place.partition).or_default();
             *end = (*end).max(place.offset + 1);
@@ -288,7 +283,7 @@ mod tests {
     use super::super::record::text;
     use super::*;
 
-    /// Three producers' requests of four records each, a journal of them, and the log that holds
+    /// Six requests of four records each, as a journal has them, and the log that holds
     /// them in order, in two partitions by turns.
     fn history() -> (Vec<Request>, Vec<Vec<Entry>>) {
         let (journal, mut log) = (Journal::default(), vec![Vec::new(), Vec::new()]);
@@ -297,7 +292,7 @@ mod tests {
             let line = |id: &u64| text(Some("k"), &format!("{{\"id\":{id}}}"), 7, None);
             let request =
                 journal.begin(ids.iter().map(|id| Sent { id: *id, text: line(id) }).collect());
-            let mut ends = std::collections::BTreeMap::new();
+            let mut ends = BTreeMap::new();
             for id in &ids {
                 let partition = (id % 2) as usize;
                 let offset = log[partition].len() as u64;
@@ -382,13 +377,12 @@ mod tests {
         renumber(&mut log[0]);
         assert_eq!(kinds(&requests, &[], &log), [Kind::Reordered]);
         let (mut requests, mut log) = history();
-        for (n, entries) in log.iter_mut().enumerate() {
+        for entries in &mut log {
             entries[..4].rotate_left(2);
             renumber(entries);
-            let end = |end: u64| Answer::Acknowledged([(0, end), (1, end)].into());
-            (requests[0].answer, requests[1].answer) = (end(4), end(2));
-            assert!(n < 2);
         }
+        let end = |end: u64| Answer::Acknowledged([(0, end), (1, end)].into());
+        (requests[0].answer, requests[1].answer) = (end(4), end(2));
         assert_eq!(kinds(&requests, &[], &log), [Kind::Reordered]);
         // Offsets that do not rise.
         let (requests, mut log) = history();

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A record as it was sent.
