@@ -78,6 +78,22 @@ pub fn run(cli: Cli, clock: SharedClock) -> Result<(), Error> {
     }
 }
 
+/// Measures what the sandbox costs, with plugins that the program has registered to run natively in the
+/// hosts that it starts, and prints it beside what `calls` take alone.
+///
+/// # Errors
+/// When a host or a job fails.
+#[cfg(feature = "native")]
+pub fn sandbox(
+    cli: &Cli,
+    args: &super::BenchArgs,
+    calls: Vec<super::SandboxCall>,
+    clock: SharedClock,
+) -> Result<(), Error> {
+    let context = Context { client: Client::new(&cli.url)?, json: cli.json, clock };
+    bench::sandbox::run(&context, args, calls)
+}
+
 /// The path of a deployment, or of what lies below it.
 pub fn deployment(name: &str, below: &str) -> String {
     format!("/v1/deployments/{}{below}", segment(name))

@@ -17,6 +17,12 @@ mod print;
 mod produce;
 mod progress;
 
-pub use args::{Cli, Command, CompilePlugin, Serve};
+pub use args::{Bench as BenchArgs, Cli, Command, CompilePlugin, Serve};
+#[cfg(feature = "native")]
+pub use bench::guest_dir;
+#[cfg(feature = "native")]
+pub use bench::sandbox::SandboxCall;
 pub use client::Error;
 pub use commands::run;
+#[cfg(feature = "native")]
+pub use commands::sandbox;

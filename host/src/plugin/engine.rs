@@ -148,6 +148,8 @@ impl Runtime {
         let component = self.compile(component).map_err(|error| failed(format!("{error:#}")))?;
         let pre = self.link(&component).map_err(|error| failed(format!("{error:#}")))?;
         let plugin = self.describe(digest, pre).map_err(|error| failed(error.to_string()))?;
+        #[cfg(feature = "native")]
+        let plugin = plugin.natively();
         Ok(Arc::new(plugin))
     }
 
@@ -240,6 +242,9 @@ pub(super) enum WorldPre {
     Column(ColumnPluginPre<HostState>),
     /// A record a call.
     Record(RecordPluginPre<HostState>),
+    /// No component at all, but the same code in this process.
+    #[cfg(feature = "native")]
+    Native(super::native::Make),
 }
 
 impl WorldPre {
@@ -250,6 +255,8 @@ impl WorldPre {
         let guest = match self {
             Self::Column(pre) => pre.instantiate(&mut *store).map(Guest::Column),
             Self::Record(pre) => pre.instantiate(&mut *store).map(Guest::Record),
+            #[cfg(feature = "native")]
+            Self::Native(make) => Ok(Guest::Native(make())),
         };
         guest.map_err(|error| {
             // What is neither a trap nor a limit is the machine's: no memory to map, say.
@@ -277,6 +284,15 @@ impl std::fmt::Debug for Plugin {
 }
 
 impl Plugin {
+    /// The plugin as it is or, where a benchmark has registered its code, outside the sandbox.
+    #[cfg(feature = "native")]
+    fn natively(mut self) -> Self {
+        if let Some(make) = super::native::find(&self.description.name) {
+            self.pre = WorldPre::Native(make);
+        }
+        self
+    }
+
     /// The digest of the bytes that were pushed.
     pub fn digest(&self) -> Digest {
         self.digest

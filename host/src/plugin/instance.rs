@@ -25,6 +25,9 @@ pub(super) enum Guest {
     Column(ColumnPlugin),
     /// A record a call.
     Record(RecordPlugin),
+    /// No component at all, but the same code in this process.
+    #[cfg(feature = "native")]
+    Native(Box<dyn super::native::NativeInstance>),
 }
 
 impl Guest {
@@ -33,6 +36,8 @@ impl Guest {
         let result = match self {
             Self::Column(plugin) => plugin.call_init(&mut *store, config),
             Self::Record(plugin) => plugin.call_init(&mut *store, config),
+            #[cfg(feature = "native")]
+            Self::Native(native) => Ok(native.init(config)),
         };
         result.map_err(|error| call_error(error, store.data()))?.map_err(|text| returned(&text))
     }
@@ -42,6 +47,9 @@ impl Guest {
         let result = match self {
             Self::Column(plugin) => plugin.call_describe(&mut *store),
             Self::Record(plugin) => plugin.call_describe(&mut *store),
+            // Its component has been asked before.
+            #[cfg(feature = "native")]
+            Self::Native(_) => Ok(String::new()),
         };
         result.map_err(|error| call_error(error, store.data()))
     }
@@ -114,6 +122,14 @@ impl Instance {
                 let results = process_columns(plugin, &mut self.store, input)?;
                 let host = self.store.data_mut();
                 take_results(results, n, host, &mut output)?;
+            }
+            #[cfg(feature = "native")]
+            Guest::Native(native) => {
+                let host = self.store.data_mut();
+                let state = host.call.state.take().expect("put there for this call");
+                let (results, state) = native.process(input, state);
+                host.call.state = Some(state);
+                take_results(results.map_err(|text| returned(&text))?, n, host, &mut output)?;
             }
             Guest::Record(plugin) => {
                 rows::process(plugin, &mut self.store, input, &mut output)?;

@@ -19,6 +19,8 @@ mod engine;
 mod imports;
 mod instance;
 mod limits;
+#[cfg(feature = "native")]
+pub mod native;
 mod rows;
 mod schema;
 #[cfg(test)]

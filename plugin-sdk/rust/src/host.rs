@@ -10,7 +10,8 @@ use std::rc::Rc;
 use crate::bindings::{BytesColumn, HeaderColumn, Page};
 
 /// What the host offers, as the imports of `wit/` define it.
-pub(crate) trait Host {
+#[allow(missing_docs)]
+pub trait Host {
     fn headers(&self) -> Option<HeaderColumn>;
     fn set_headers(&self, output: &str, headers: &HeaderColumn) -> Result<(), String>;
     fn open(&self, store: &str) -> Result<u32, String>;

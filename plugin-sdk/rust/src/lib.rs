@@ -49,6 +49,9 @@ mod host;
 mod instance;
 mod key;
 mod metrics;
+#[cfg(not(target_arch = "wasm32"))]
+#[doc(hidden)]
+pub mod native;
 mod output;
 mod plugin;
 mod setup;

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::guests;
-use crate::steps::{Steps, cargo, target};
+use crate::steps::{Steps, cargo, root, target};
 
 /// Builds the host for the demo as the tests build it for theirs, so that either uses what the other
 /// built. The package of this program is left out, as a running program need not be built again.
@@ -19,7 +19,9 @@ pub fn run() -> Result<()> {
     bring_components()?;
     let mut steps = Steps::default();
     steps.run("fmt", &mut cargo(&["fmt", "--all", "--check"]))?;
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    // With the feature of the one bench that is else not built.
+    let lints = "clippy --workspace --all-targets --features anabranch/native -- --deny warnings";
+    let lints: Vec<&str> = lints.split(' ').collect();
     steps.run("clippy", &mut cargo(&lints))?;
     // Who reads the host's documentation works on the host: private modules are half of it.
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
@@ -29,6 +31,9 @@ pub fn run() -> Result<()> {
     steps.run("test", &mut cargo(&["test", "--workspace", "--no-fail-fast"]))?;
     let mut crash = Command::new(std::env::current_exe()?);
     steps.run("crash", crash.args(["crash", "--rounds", "50", "--seed", "1"]))?;
+    // Tiny sizes: that everything runs, not how fast.
+    let mut bench = Command::new(target().join("debug/anabranch"));
+    steps.run("bench", bench.args(["bench", "--quick"]).current_dir(root()))?;
     println!("xtask: all steps passed: {}", steps.summary());
     Ok(())
 }

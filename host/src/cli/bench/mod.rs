@@ -15,6 +15,8 @@ mod large;
 mod live;
 mod replay;
 mod report;
+#[cfg(feature = "native")]
+pub mod sandbox;
 mod traffic;
 
 use std::io::IsTerminal as _;
@@ -49,29 +51,20 @@ pub fn run(context: &Context, args: &args::Bench) -> Result<(), Error> {
         let known = known.join(", ");
         return Err(Error::Usage(format!("--job {unknown}: there is none; there are {known}")));
     }
-    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
-    let limit = if args.quick { QUICK_LIMIT } else { LIMIT };
-    let bench = Bench {
-        context,
-        workshop: Workshop::open(&parent, limit, context.clock.clone())?,
-        plugins: args.plugins.clone().unwrap_or_else(jobs::usual_plugins),
-        quick: args.quick,
-        seed: args.seed,
-    };
+    let bench = Bench::open(context, args)?;
     let wanted = |name: &str| args.job.is_empty() || args.job.iter().any(|job| job == name);
     let mut report = Report::default();
-    bench.measure_jobs(&wanted, &mut report)?;
-    for measure in MEASURES.into_iter().filter(|measure| wanted(measure)) {
-        match measure {
-            "workers" => bench.measure_workers(&mut report)?,
-            "ingest" => bench.measure_ingest(&mut report)?,
-            "latency" => bench.measure_latency(&mut report)?,
-            "swaps" => bench.measure_swaps(&mut report)?,
-            "scale" => bench.measure_scale(&mut report)?,
-            _ => bench.measure_idle(&mut report)?,
-        }
+    let done = bench.measure(&wanted, &mut report);
+    // What was measured before something failed is worth having.
+    if !report.rows.is_empty() {
+        context.print(&report.json(), || report.text())?;
     }
-    context.print(&report.json(), || report.text())
+    done
+}
+
+/// Where the plugins are.
+pub fn guest_dir(args: &args::Bench) -> PathBuf {
+    args.plugins.clone().unwrap_or_else(jobs::usual_plugins)
 }
 
 /// What all measurements share.
@@ -85,7 +78,36 @@ struct Bench<'a> {
     seed: u64,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// A directory to work in.
+    fn open(context: &'a Context, args: &args::Bench) -> Result<Self, Error> {
+        let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+        let limit = if args.quick { QUICK_LIMIT } else { LIMIT };
+        Ok(Self {
+            context,
+            workshop: Workshop::open(&parent, limit, context.clock.clone())?,
+            plugins: guest_dir(args),
+            quick: args.quick,
+            seed: args.seed,
+        })
+    }
+
+    /// Everything that is wanted.
+    fn measure(&self, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<(), Error> {
+        self.measure_jobs(wanted, report)?;
+        for measure in MEASURES.into_iter().filter(|measure| wanted(measure)) {
+            match measure {
+                "workers" => self.measure_workers(report)?,
+                "ingest" => self.measure_ingest(report)?,
+                "latency" => self.measure_latency(report)?,
+                "swaps" => self.measure_swaps(report)?,
+                "scale" => self.measure_scale(report)?,
+                _ => self.measure_idle(report)?,
+            }
+        }
+        Ok(())
+    }
+
     /// How often a measurement is repeated.
     fn runs(&self) -> usize {
         if self.quick { 1 } else { 3 }
