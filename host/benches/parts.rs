@@ -175,7 +175,7 @@ fn the_state(c: &mut Criterion) {
     let values = |count: usize| -> BinaryArray { (0..count).map(|_| Some([7; 8])).collect() };
     let mut stores = StoreSet::new(1);
     let mut all = Overlay::new(1);
-    all.put_many(0, &keys(0, KEYS), &values(KEYS));
+    all.put_many(0, keys(0, KEYS), values(KEYS));
     stores.apply(all);
     drop(stores.take_changes());
     let (asked, written) = (keys(17, BATCH), values(BATCH));
@@ -188,7 +188,7 @@ fn the_state(c: &mut Criterion) {
     group.bench_function("put 4,096 of 100,000", |b| {
         b.iter(|| {
             let mut overlay = Overlay::new(1);
-            overlay.put_many(0, &asked, &written);
+            overlay.put_many(0, asked.clone(), written.clone());
             stores.apply(overlay);
         });
     });
@@ -200,7 +200,7 @@ fn the_state(c: &mut Criterion) {
     group.bench_function("checkpoint of 100,000, synced", |b| {
         let changes = || {
             let (mut stores, mut all) = (StoreSet::new(1), Overlay::new(1));
-            all.put_many(0, &keys(0, KEYS), &values(KEYS));
+            all.put_many(0, keys(0, KEYS), values(KEYS));
             stores.apply(all);
             stores.take_changes()
         };
