@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anabranch::clock::{SharedClock, SystemClock};
 use anabranch::log::{Append, Commit, Log, LogConfig, LogKind, LogSpec, SegmentWriter};
 use anabranch::plugin::{AccessError, Input, Limits, Page, Run, Runtime, StateAccess};
-use anabranch::state::{Overlay, StoreSet, checkpoint};
+use anabranch::state::{Changes, Overlay, StoreSet, checkpoint};
 use anabranch::storage::{FileSystem, OsFileSystem, Storage};
 use anabranch::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder};
 use arrow_array::BinaryArray;
@@ -182,7 +182,7 @@ fn the_state(c: &mut Criterion) {
     let mut group = c.benchmark_group("state");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("get 4,096 of 100,000", |b| {
-        let overlay = Overlay::new(1);
+        let mut overlay = Overlay::new(1);
         b.iter(|| overlay.get_many(&stores, 0, &asked, 1 << 30));
     });
     group.bench_function("put 4,096 of 100,000", |b| {
@@ -202,7 +202,12 @@ fn the_state(c: &mut Criterion) {
             let (mut stores, mut all) = (StoreSet::new(1), Overlay::new(1));
             all.put_many(0, keys(0, KEYS), values(KEYS));
             stores.apply(all);
-            stores.take_changes()
+            let (keys, values) = stores.take_changes();
+            let mut changes = Changes::default();
+            for (key, value) in keys.iter().flatten().zip(&values) {
+                changes.set(key.into(), value.map(Into::into));
+            }
+            changes
         };
         b.iter_batched(
             changes,
