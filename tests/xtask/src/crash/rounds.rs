@@ -22,7 +22,7 @@ use crate::steps::guest_dir;
 const LOAD_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a host is waited for to come to its point before it is killed where it is.
-const POINT_PATIENCE: Duration = Duration::from_secs(10);
+const POINT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Of so many rounds, one reads everything again instead of what is new.
 const AFRESH_ROUNDS: u64 = 8;
