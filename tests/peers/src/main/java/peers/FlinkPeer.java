@@ -3,7 +3,7 @@ package peers;
 import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.time.Duration;
-import org.apache.flink.api.common.JobExecutionResult;
+import java.util.Map;
 import org.apache.flink.api.common.eventtime.WatermarkStrategy;
 import org.apache.flink.api.common.functions.OpenContext;
 import org.apache.flink.api.common.state.ValueState;
@@ -69,10 +69,10 @@ final class FlinkPeer {
         JobClient client = environment.executeAsync(job);
         var result = client.getJobExecutionResult();
         double seconds = Run.awaitLastCommit(() -> cluster.committedEnd(OUTPUT), Long.MAX_VALUE, result::isDone);
-        JobExecutionResult done = result.get();
+        // Throws what the job failed with.
+        result.get();
         Run.check(cluster, OUTPUT, job, records);
         cluster.deleteTopic(OUTPUT);
-        System.err.println(name + ": the job took " + done.getNetRuntime() + " ms");
         return seconds;
     }
 
@@ -80,7 +80,7 @@ final class FlinkPeer {
         Configuration config = new Configuration();
         config.set(PipelineOptions.OBJECT_REUSE, true);
         config.set(PipelineOptions.GENERIC_TYPES, false);
-        config.set(CheckpointingOptions.CHECKPOINTING_INTERVAL, Duration.ofMillis(Integer.getInteger("commit", 1000)));
+        config.set(CheckpointingOptions.CHECKPOINTING_INTERVAL, Duration.ofMillis(1000));
         config.set(CheckpointingOptions.CHECKPOINTING_CONSISTENCY_MODE, CheckpointingMode.EXACTLY_ONCE);
         config.set(CheckpointingOptions.CHECKPOINT_STORAGE, "filesystem");
         config.set(CheckpointingOptions.CHECKPOINTS_DIRECTORY, directory.resolve("checkpoints").toUri().toString());
@@ -135,9 +135,9 @@ final class FlinkPeer {
                 .setTopics(Records.TOPIC)
                 .setGroupId("flink")
                 .setStartingOffsets(OffsetsInitializer.earliest())
-                .setBounded(OffsetsInitializer.offsets(java.util.Map.of(partition, records)))
+                .setBounded(OffsetsInitializer.offsets(Map.of(partition, records)))
                 .setDeserializer(reader)
-                .setProperty("max.poll.records", Integer.toString(Integer.getInteger("poll", 10000)))
+                .setProperty("max.poll.records", "10000")
                 .setProperty("max.partition.fetch.bytes", Integer.toString(8 << 20))
                 .setProperty("receive.buffer.bytes", Integer.toString(1 << 20))
                 .build();
@@ -152,7 +152,7 @@ final class FlinkPeer {
                 .setRecordSerializer(writer)
                 .setProperty("transaction.timeout.ms", "600000")
                 .setProperty("compression.type", "lz4")
-                .setProperty("batch.size", Integer.toString(Integer.getInteger("batch", 512 << 10)))
+                .setProperty("batch.size", Integer.toString(512 << 10))
                 .setProperty("linger.ms", "100")
                 .setProperty("buffer.memory", Integer.toString(128 << 20))
                 .setProperty("send.buffer.bytes", Integer.toString(1 << 20))

@@ -1,6 +1,7 @@
 package peers;
 
 import java.nio.charset.StandardCharsets;
+import java.util.Arrays;
 import java.util.zip.CRC32;
 
 /**
@@ -62,12 +63,12 @@ final class Records {
         }
         room[VALUE_BYTES - 2] = '"';
         room[VALUE_BYTES - 1] = '}';
-        value = java.util.Arrays.copyOf(room, VALUE_BYTES);
+        value = Arrays.copyOf(room, VALUE_BYTES);
     }
 
     /** Whether the filter keeps a record; it keeps 30 %. */
     static boolean kept(byte[] value) {
-        return java.util.Arrays.equals(value, 0, KEPT.length, KEPT, 0, KEPT.length);
+        return Arrays.equals(value, 0, KEPT.length, KEPT, 0, KEPT.length);
     }
 
     /** A checksum of the first 10,000 records, by which the systems' data is compared. */
@@ -98,6 +99,6 @@ final class Records {
     }
 
     private static byte[][] words(String text) {
-        return java.util.Arrays.stream(text.split(" ")).map(Records::bytes).toArray(byte[][]::new);
+        return Arrays.stream(text.split(" ")).map(Records::bytes).toArray(byte[][]::new);
     }
 }

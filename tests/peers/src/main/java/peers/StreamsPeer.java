@@ -88,16 +88,16 @@ final class StreamsPeer {
         config.put(StreamsConfig.NUM_STREAM_THREADS_CONFIG, 1);
         config.put(StreamsConfig.REPLICATION_FACTOR_CONFIG, 1);
         // As often as Flink's checkpoints; the default of 100 ms commits ten times as often.
-        config.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, Integer.getInteger("commit", 1000));
+        config.put(StreamsConfig.COMMIT_INTERVAL_MS_CONFIG, 1000);
         config.put(StreamsConfig.STATESTORE_CACHE_MAX_BYTES_CONFIG, 256L << 20);
-        config.put(StreamsConfig.BUFFERED_RECORDS_PER_PARTITION_CONFIG, Integer.getInteger("buffered", 10000));
+        config.put(StreamsConfig.BUFFERED_RECORDS_PER_PARTITION_CONFIG, 10000);
         config.put(StreamsConfig.ROCKSDB_CONFIG_SETTER_CLASS_CONFIG, Tuned.class);
         config.put(StreamsConfig.consumerPrefix(ConsumerConfig.AUTO_OFFSET_RESET_CONFIG), "earliest");
-        config.put(StreamsConfig.consumerPrefix(ConsumerConfig.MAX_POLL_RECORDS_CONFIG), Integer.getInteger("poll", 10000));
+        config.put(StreamsConfig.consumerPrefix(ConsumerConfig.MAX_POLL_RECORDS_CONFIG), 10000);
         config.put(StreamsConfig.consumerPrefix(ConsumerConfig.MAX_PARTITION_FETCH_BYTES_CONFIG), 8 << 20);
         config.put(StreamsConfig.consumerPrefix(ConsumerConfig.RECEIVE_BUFFER_CONFIG), 1 << 20);
         config.put(StreamsConfig.producerPrefix(ProducerConfig.COMPRESSION_TYPE_CONFIG), "lz4");
-        config.put(StreamsConfig.producerPrefix(ProducerConfig.BATCH_SIZE_CONFIG), Integer.getInteger("batch", 512 << 10));
+        config.put(StreamsConfig.producerPrefix(ProducerConfig.BATCH_SIZE_CONFIG), 512 << 10);
         config.put(StreamsConfig.producerPrefix(ProducerConfig.LINGER_MS_CONFIG), 100);
         config.put(StreamsConfig.producerPrefix(ProducerConfig.BUFFER_MEMORY_CONFIG), 128 << 20);
         config.put(StreamsConfig.producerPrefix(ProducerConfig.SEND_BUFFER_CONFIG), 1 << 20);
@@ -125,7 +125,7 @@ final class StreamsPeer {
                 var store = Stores.keyValueStoreBuilder(supplier, Serdes.Bytes(), Serdes.Long());
                 // The cache saves writes to the changelog and, under it, to RocksDB: one a key and commit.
                 topology.addProcessor("count", Count::new, "source");
-                topology.addStateStore(Boolean.getBoolean("uncached") ? store : store.withCachingEnabled(), "count");
+                topology.addStateStore(store.withCachingEnabled(), "count");
                 topology.addSink("sink", OUTPUT, bytes, new LongSerializer(), "count");
             }
             default -> throw new IllegalArgumentException("there is no job " + job);
