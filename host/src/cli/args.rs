@@ -189,6 +189,13 @@ pub struct Bench {
     /// What the records are made from
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Measure only the jobs' replay of this many records of 100 bytes, of 100,000 keys, in one
+    /// partition: what other systems are compared with
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub records: Option<u64>,
+    /// Workers of the host, with --records; by default one a core
+    #[arg(long, value_name = "N", requires = "records", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub workers: Option<u32>,
 }
 
 /// `topic …`

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use self::data::Shape;
+use self::data::{Shape, Spread};
 use self::host::Workshop;
 use self::jobs::{JOBS, Job};
 use self::report::{Report, Row};
@@ -76,6 +76,10 @@ struct Bench<'a> {
     /// Whether sizes are tiny.
     quick: bool,
     seed: u64,
+    /// Records of the replays that are all that is measured.
+    records: Option<u64>,
+    /// Workers of their host.
+    replay_workers: usize,
 }
 
 impl<'a> Bench<'a> {
@@ -89,11 +93,16 @@ impl<'a> Bench<'a> {
             plugins: guest_dir(args),
             quick: args.quick,
             seed: args.seed,
+            records: args.records,
+            replay_workers: args.workers.map_or_else(cores, |workers| workers as usize),
         })
     }
 
     /// Everything that is wanted.
     fn measure(&self, wanted: &dyn Fn(&str) -> bool, report: &mut Report) -> Result<(), Error> {
+        if let Some(records) = self.records {
+            return self.measure_replays(records, wanted, report);
+        }
         self.measure_jobs(wanted, report)?;
         for measure in MEASURES.into_iter().filter(|measure| wanted(measure)) {
             match measure {
@@ -120,7 +129,7 @@ impl<'a> Bench<'a> {
 
     /// Worker threads of a host that is not told: one a core.
     fn workers(&self) -> usize {
-        std::thread::available_parallelism().map_or(1, usize::from)
+        cores()
     }
 
     /// A bar on standard error, where that is a terminal.
@@ -131,6 +140,27 @@ impl<'a> Bench<'a> {
         let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr());
         let style = ProgressStyle::with_template(BAR).expect("a test parses the template");
         bar.with_style(style).with_prefix(what.to_owned())
+    }
+
+    /// The replay rate of each wanted job over one history such as other systems are given.
+    fn measure_replays(
+        &self,
+        records: u64,
+        wanted: &dyn Fn(&str) -> bool,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let keys = (100_000, Spread::Uniform);
+        let shape = Shape { record_bytes: 100, keys: keys.0, spread: keys.1 };
+        let workers = self.replay_workers;
+        let host = self.workshop.start("replays", &[("TASKS_WORKERS", workers.to_string())])?;
+        self.produce_history(&host, "history", 1, shape, records)?;
+        self.seal(&host)?;
+        for job in JOBS.into_iter().filter(|job| wanted(job.name)) {
+            let rates = self.replay_rates(&host, &job, "history", records)?;
+            report.rows.push(Row::new(&job.label(keys), "replay", "records/s", workers, rates));
+        }
+        host.discard();
+        Ok(())
     }
 
     /// The replay rate of each wanted job by size of records, partitions and keys.
@@ -163,6 +193,11 @@ impl<'a> Bench<'a> {
         }
         Ok(())
     }
+}
+
+/// Cores of this machine.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[cfg(test)]
