@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -69,13 +70,13 @@ impl NativeInstance for Instance {
         state: Box<dyn StateAccess>,
     ) -> (Result<Results, String>, Box<dyn StateAccess>) {
         MADE.with_borrow_mut(|made| {
-            if !made.contains_key(&self.id) {
-                match self.make() {
-                    Ok(new) => drop(made.insert(self.id, new)),
+            let (native, boundary) = match made.entry(self.id) {
+                Entry::Occupied(made) => made.into_mut(),
+                Entry::Vacant(place) => match self.make() {
+                    Ok(new) => place.insert(new),
                     Err(error) => return (Err(error), state),
-                }
-            }
-            let (native, boundary) = &made[&self.id];
+                },
+            };
             *boundary.state.borrow_mut() = Some(state);
             *boundary.time.borrow_mut() = (input.stream_time_ms, input.seed);
             let results = native.process(batch(input));
