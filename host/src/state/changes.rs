@@ -1,4 +1,4 @@
-//! What changed in a task's stores between two commits, and its form in the changelog.
+//! What changed in a task's stores between two checkpoints, and its form in the changelog.
 //!
 //! A changelog record's key is the store's index (u16, big-endian) and the entry's key; its value is
 //! the entry's value, or null where the entry was deleted. Byte order of these keys is the order of a
@@ -13,32 +13,21 @@ type Bytes = Box<[u8]>;
 #[error("a changelog key of {0} bytes names no store: the changelog is damaged")]
 pub struct ChangeError(usize);
 
-/// The net changes of a task's stores: one entry a key, whatever happened to it in between.
+/// The net changes that a part of the changelog makes: one entry a key, whatever happened to it in between.
 #[derive(Debug, Default)]
 pub struct Changes {
     entries: HashMap<Bytes, Option<Bytes>>,
-    size_bytes: usize,
 }
 
 impl Changes {
     /// Notes a changelog record: that its key now has `value`, or is gone.
     pub fn set(&mut self, key: Bytes, value: Option<Bytes>) {
-        let key_bytes = key.len();
-        self.size_bytes += value.as_ref().map_or(0, |v| v.len());
-        match self.entries.insert(key, value) {
-            Some(old) => self.size_bytes -= old.map_or(0, |v| v.len()),
-            None => self.size_bytes += key_bytes,
-        }
+        self.entries.insert(key, value);
     }
 
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
-    }
-
-    /// Bytes of keys and values.
-    pub fn size_bytes(&self) -> usize {
-        self.size_bytes
     }
 
     /// The changes in the order of changelog keys.
@@ -88,7 +77,6 @@ mod tests {
         set(1, b"a", Some(b"1"));
         set(0, b"z", Some(b"22"));
         set(1, b"a", None);
-        assert_eq!(changes.size_bytes(), 3 + 3 + 2);
         let sorted = changes.into_sorted();
         let split = |i: usize| changelog_key::split(&sorted[i].0).unwrap();
         assert_eq!((split(0), split(1)), ((0, &b"z"[..]), (1, &b"a"[..])));

@@ -2,16 +2,18 @@
 //! a restart short.
 //!
 //! A task owns one [`StoreSet`]. A plugin's call reads through an [`Overlay`], which takes effect only
-//! if the call succeeds; what took effect since the last commit goes to the task's changelog as
-//! [`Changes`]. A [`checkpoint`] is the state at a position of the changelog, in a file; a restart
-//! loads the newest and applies the rest of the changelog.
+//! if the call succeeds; what took effect since the last commit goes to the task's changelog. A
+//! [`checkpoint`] is the state at a position of the changelog, in a file, made of the one before and
+//! the [`Changes`] since; a restart loads the newest and applies the rest of the changelog.
 //!
 //! **Invariant:** the state of a task is a function of its changelog alone. Nothing here knows the log
 //! that holds it, the plugin that writes it, or a clock.
 
 mod changes;
 pub mod checkpoint;
+mod overlay;
 mod store;
 
 pub use changes::{ChangeError, Changes, changelog_key};
-pub use store::{Overlay, Page, PageLimit, StoreSet};
+pub use overlay::Overlay;
+pub use store::{Page, PageLimit, StoreSet};

@@ -1,4 +1,4 @@
-//! Stores in memory, and the overlay that a plugin's call writes to.
+//! Stores in memory: point reads, scans, and what changed since the last commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::BuildHasher;
@@ -6,9 +6,10 @@ use std::ops::Bound;
 
 use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::changes::changelog_key;
+use super::overlay::Overlay;
 
 type Bytes = Box<[u8]>;
 
@@ -164,6 +165,9 @@ pub struct PageLimit {
     pub bytes: usize,
 }
 
+/// Memory of an entry beside its key and value: its row, its place in the table, two allocations.
+const ENTRY_BYTES: u64 = 64;
+
 /// All stores of a task, by the plugin's index of them.
 #[derive(Debug, Default)]
 pub struct StoreSet {
@@ -202,6 +206,11 @@ impl StoreSet {
     /// The bytes of all stores' keys and values.
     pub fn total_bytes(&self) -> u64 {
         self.stores.iter().map(|s| s.size_bytes).sum()
+    }
+
+    /// The memory that all stores take in bytes: keys, values, and some for each entry.
+    pub fn memory_bytes(&self) -> u64 {
+        self.stores.iter().map(|s| s.size_bytes + ENTRY_BYTES * s.len as u64).sum()
     }
 
     /// Makes the changes of a call that succeeded part of the state and of the next commit.
@@ -262,7 +271,7 @@ impl StoreSet {
     }
 
     /// A scan that sees the changes of `over` as if they had been applied.
-    fn scan_through(
+    pub(super) fn scan_through(
         &mut self,
         store: usize,
         start: &[u8],
@@ -368,108 +377,6 @@ impl PageBuilder {
 
     fn finish(mut self) -> Page {
         Page { keys: self.keys.finish(), values: self.values.finish(), next: self.next }
-    }
-}
-
-/// The changes of one call of a plugin, over the state that it began with.
-#[derive(Debug)]
-pub struct Overlay {
-    stores: Vec<CallChanges>,
-}
-
-/// The changes of one call to one store. A plugin that reads first and writes once, as the SDK does,
-/// leaves columns as they came; they become entries when the call goes on.
-#[derive(Debug, Default)]
-struct CallChanges {
-    /// Keys and values that were put, in order.
-    columns: Vec<(BinaryArray, BinaryArray)>,
-    /// What came after `columns`.
-    entries: HashMap<Bytes, Option<Bytes>>,
-}
-
-/// Rows from which on a put is kept as columns.
-const COLUMN_ROWS: usize = 64;
-/// Most puts of a call that are kept as columns.
-const MAX_COLUMNS: usize = 8;
-
-impl CallChanges {
-    /// All changes by key.
-    fn entries(&mut self) -> &mut HashMap<Bytes, Option<Bytes>> {
-        for (keys, values) in std::mem::take(&mut self.columns) {
-            self.entries.reserve(keys.len());
-            for i in 0..keys.len() {
-                self.entries.insert(keys.value(i).into(), Some(values.value(i).into()));
-            }
-        }
-        &mut self.entries
-    }
-}
-
-impl Overlay {
-    /// No changes, over `stores` stores.
-    pub fn new(stores: usize) -> Self {
-        Self { stores: (0..stores).map(|_| CallChanges::default()).collect() }
-    }
-
-    /// The value of each key, null where there is none, through these changes. Stops after the value
-    /// that brings their bytes beyond `limit_bytes`: fewer values than keys mean that it was reached.
-    pub fn get_many(
-        &mut self,
-        base: &StoreSet,
-        store: usize,
-        keys: &BinaryArray,
-        limit_bytes: usize,
-    ) -> BinaryArray {
-        let (changes, base) = (&*self.stores[store].entries(), &base.stores[store]);
-        let mut values = BinaryBuilder::with_capacity(keys.len(), keys.len() * 16);
-        let mut bytes = 0;
-        for i in 0..keys.len() {
-            let key = keys.value(i);
-            let changed = if changes.is_empty() { None } else { changes.get(key) };
-            let value = match changed {
-                Some(change) => change.as_deref(),
-                None => base.get(key),
-            };
-            values.append_option(value);
-            bytes += value.map_or(0, <[u8]>::len);
-            if bytes > limit_bytes {
-                break;
-            }
-        }
-        values.finish()
-    }
-
-    /// Writes one value for each key, in order.
-    pub fn put_many(&mut self, store: usize, keys: BinaryArray, values: BinaryArray) {
-        let changes = &mut self.stores[store];
-        let keep = changes.entries.is_empty() && changes.columns.len() < MAX_COLUMNS;
-        let rows = keys.len();
-        changes.columns.push((keys, values));
-        if !keep || rows < COLUMN_ROWS {
-            changes.entries();
-        }
-    }
-
-    /// Deletes each key.
-    pub fn delete_many(&mut self, store: usize, keys: &BinaryArray) {
-        let entries = self.stores[store].entries();
-        for i in 0..keys.len() {
-            entries.insert(keys.value(i).into(), None);
-        }
-    }
-
-    /// Entries with `start <= key < end`, in key order, through these changes.
-    pub fn scan(
-        &mut self,
-        base: &mut StoreSet,
-        store: usize,
-        start: &[u8],
-        end: Option<&[u8]>,
-        limit: PageLimit,
-    ) -> Page {
-        let entries = self.stores[store].entries().iter();
-        let over = entries.map(|(key, value)| (key.as_ref(), value.as_deref())).collect();
-        base.scan_through(store, start, end, limit, &over)
     }
 }
 

@@ -66,9 +66,6 @@ pub enum Outcome {
     Poison(String),
 }
 
-/// Memory of a store's entry beside its key and value.
-const ENTRY_BYTES: u64 = 64;
-
 /// A plugin with the instance at hand.
 pub struct Processor {
     spec: Arc<TaskSpec>,
@@ -175,10 +172,7 @@ impl Processor {
     fn apply(&self, overlay: Overlay, input: &Input) -> Result<(), Failure> {
         let mut working = self.shared.working.write();
         working.apply(overlay, input);
-        let stores = &working.stores;
-        let each = |store| stores.size_bytes(store) + ENTRY_BYTES * stores.len(store) as u64;
-        let count = self.spec.plugin.description().stores.len();
-        let (bytes, limit) = ((0..count).map(each).sum(), self.spec.limits.store_memory_bytes);
+        let (bytes, limit) = (working.stores.memory_bytes(), self.spec.limits.store_memory_bytes);
         if bytes > limit { Err(Failure::Stores { bytes, limit }) } else { Ok(()) }
     }
 
