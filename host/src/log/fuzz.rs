@@ -15,7 +15,8 @@ use crate::types::RecordsBuilder;
 /// When records do not come back as they were: a finding.
 pub fn head_append(data: &[u8]) {
     if let Some((records, append_ms)) = decode(data) {
-        assert_eq!(encode(&records, append_ms), data);
+        // A bitmap without a null may be left out, so the bytes need not be the same.
+        assert!(decode(&encode(&records, append_ms)).is_some_and(|(back, _)| back == records));
     }
     let Some((&[at, by], data)) = data.split_first_chunk::<2>() else { return };
     let mut rows = RecordsBuilder::default();
@@ -30,7 +31,7 @@ pub fn head_append(data: &[u8]) {
     let at = usize::from(at) * bytes.len() / 256;
     bytes[at] ^= by;
     if let Some((records, append_ms)) = decode(&bytes) {
-        assert_eq!(encode(&records, append_ms).len(), bytes.len());
+        assert!(decode(&encode(&records, append_ms)).is_some_and(|(back, _)| back == records));
     }
 }
 

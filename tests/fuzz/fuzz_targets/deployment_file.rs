@@ -1,3 +1,5 @@
+//! Fuzzes `deployment_file`; the body is in `targets.rs`.
+
 #![no_main]
 
 #[path = "../targets.rs"]

@@ -1,3 +1,5 @@
+//! Fuzzes `head_value`; the body is in `targets.rs`.
+
 #![no_main]
 
 #[path = "../targets.rs"]

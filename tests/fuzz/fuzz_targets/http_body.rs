@@ -1,3 +1,5 @@
+//! Fuzzes `http_body`; the body is in `targets.rs`.
+
 #![no_main]
 
 #[path = "../targets.rs"]
