@@ -139,6 +139,9 @@ section!(
         compile_timeout_ms: u64 = 180_000,
         /// Bytes of compiled code. A Python guest has 33 MB.
         compile_output_bytes: u64 = 512 << 20,
+        /// Fuel of instantiation and `describe`, each, when a plugin is pushed or loaded: a plugin has no
+        /// deployment yet whose limits could hold. Interpreters set themselves up here.
+        fuel_per_start: u64 = 5_000_000_000,
         /// Plugins that are compiled and asked what they are at the same time; others wait.
         compile_jobs: usize = 2,
     }

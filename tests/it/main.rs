@@ -4,6 +4,7 @@ mod arrow;
 mod bad_input;
 mod crash;
 mod floors;
+mod fuzz;
 mod hostile;
 mod properties;
 mod serving;

@@ -13,6 +13,8 @@ mod columns;
 mod commit;
 mod committer;
 mod direct;
+#[doc(hidden)]
+pub mod fuzz;
 mod handle;
 mod keys;
 mod measure;

@@ -83,6 +83,8 @@ struct Shared {
     cache: Cache,
     compiler: Compiler,
     turns: Turns,
+    /// The limits of a plugin that has no deployment yet.
+    describe_limits: Limits,
     max_bytes: usize,
     engine_hash: String,
 }
@@ -135,7 +137,17 @@ impl Runtime {
         thread.map_err(|error| Error::Engine(format!("no thread for deadlines: {error}")))?;
         let engine_hash = compatibility_hash(&engine);
         let (turns, max_bytes) = (Turns::new(limits.compile_jobs), limits.max_bytes);
-        let shared = Shared { engine, linker, cache, compiler, turns, max_bytes, engine_hash };
+        let describe_limits = Limits { fuel_per_start: limits.fuel_per_start, ..Limits::default() };
+        let shared = Shared {
+            engine,
+            linker,
+            cache,
+            compiler,
+            turns,
+            describe_limits,
+            max_bytes,
+            engine_hash,
+        };
         Ok(Self(Arc::new(shared)))
     }
 
@@ -203,9 +215,10 @@ impl Runtime {
     /// Asks a component what it is.
     pub(super) fn describe(&self, digest: Digest, pre: WorldPre) -> Result<Plugin, DescribeError> {
         let unknown = Arc::new(Description::default());
-        let mut store = new_store(&self.0.engine, unknown, &Limits::default());
+        let limits = &self.0.describe_limits;
+        let mut store = new_store(&self.0.engine, unknown, limits);
         let guest = pre.start(&mut store)?;
-        arm(&mut store, start_fuel(&Limits::default()))?;
+        arm(&mut store, start_fuel(limits))?;
         let json = guest.describe(&mut store)?;
         let description = Arc::new(Description::parse(&json)?);
         Ok(Plugin { runtime: self.clone(), digest, description, pre })

@@ -16,6 +16,8 @@ mod compile;
 mod contract;
 mod description;
 mod engine;
+#[doc(hidden)]
+pub mod fuzz;
 mod imports;
 mod instance;
 mod limits;

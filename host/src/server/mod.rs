@@ -11,6 +11,8 @@ mod app;
 mod deployments;
 mod extract;
 mod fetch;
+#[doc(hidden)]
+pub mod fuzz;
 mod layers;
 mod operations;
 mod plugins;

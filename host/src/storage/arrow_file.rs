@@ -9,6 +9,7 @@
 //! byte of a block is used before the block's crc32c was checked.
 
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -231,7 +232,9 @@ impl ArrowFile {
         }
         let index: Index = serde_json::from_str(json).map_err(|e| bad(&e.to_string()))?;
         let schema = footer.schema().ok_or_else(|| bad("its footer has no schema"))?;
-        let schema = Arc::new(arrow_ipc::convert::fb_to_schema(schema));
+        // Arrow panics at types that it does not know.
+        let schema = std::panic::catch_unwind(|| arrow_ipc::convert::fb_to_schema(schema));
+        let schema = Arc::new(schema.map_err(|_| bad("its schema is none of Arrow's"))?);
         let inside = |b: &Block| b.offset.checked_add(b.length).is_some_and(|end| end <= length);
         if index.version != 1 || !index.blocks.iter().all(inside) {
             return Err(bad("its index is of another version or points outside the file"));
@@ -283,7 +286,10 @@ impl ArrowFile {
             (block.length - u64::from(header)) as i64,
         );
         let decoder = FileDecoder::new(Arc::clone(&self.schema), MetadataVersion::V5);
-        let rows = decoder.read_record_batch(&place, &Buffer::from(bytes));
+        // And at columns that are not those of the schema.
+        let bytes = Buffer::from(bytes);
+        let read = AssertUnwindSafe(|| decoder.read_record_batch(&place, &bytes));
+        let rows = std::panic::catch_unwind(read).map_err(|_| bad("it does not fit the schema"))?;
         rows.map_err(|e| bad(&e.to_string()))?.ok_or_else(|| bad("it is empty"))
     }
 }

@@ -10,6 +10,8 @@ mod arrow_file;
 mod crash;
 mod frame;
 mod fs;
+#[doc(hidden)]
+pub mod fuzz;
 mod machine;
 mod store;
 

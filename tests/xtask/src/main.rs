@@ -17,7 +17,7 @@ const USAGE: &str = "\
 Usage: cargo xtask COMMAND
 
   demo          build host and plugins; stream January's flights; swap the plugin while they stream
-  test          format, lints, documentation, guests, all tests, and 50 rounds of crash
+  test          format, lints, licences, documentation, guests, all tests, and 50 rounds of crash
   crash         kill a host under load, round after round, and check all that it promised; --help says more
   guests        build the plugins and fixtures that the tests and the demo load
   bench-peers   measure Kafka Streams, Flink and others on the same records and machine; --help says more";

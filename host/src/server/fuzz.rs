@@ -1,0 +1,29 @@
+//! What fuzzing feeds of this module: bodies of produce requests.
+
+use super::records::{Decoder, Limits};
+use crate::log::TopicFormat;
+
+/// Takes `data` as a body, in each format and form. What is taken is within its limits.
+///
+/// # Panics
+/// When it is not: a finding.
+pub fn bodies(data: &[u8]) {
+    let limits = Limits { key_bytes: 64, value_bytes: 256, header_bytes: 64 };
+    for format in [TopicFormat::Json, TopicFormat::Utf8, TopicFormat::Bytes] {
+        let decoder = Decoder { format, partitions: 3, limits, now_ms: 5 };
+        for decoded in [decoder.ndjson(data, None), decoder.array(data, None)] {
+            match decoded {
+                Ok(decoded) => {
+                    let records = &decoded.records;
+                    let most = |column: &arrow_array::BinaryArray| {
+                        column.iter().flatten().map(<[u8]>::len).max().unwrap_or(0)
+                    };
+                    assert!(most(&records.keys) <= 64 && most(&records.values) <= 256);
+                    let chosen = decoded.partitions.iter().flatten().flatten();
+                    assert!(chosen.into_iter().all(|partition| partition.0 < 3));
+                }
+                Err(error) => assert!(!error.to_string().contains('\u{1b}'), "{error:?}"),
+            }
+        }
+    }
+}

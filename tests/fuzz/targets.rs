@@ -1,0 +1,104 @@
+//! The bodies of the fuzz targets: each takes any bytes, and panics at a finding.
+//!
+//! `cargo fuzz` runs them with sanitizers and coverage; `tests/it/fuzz.rs` replays the corpora, and
+//! mutations of them, on the stable compiler.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anabranch::deployment::DeploymentSpec;
+use anabranch::state::{Changes, changelog_key, checkpoint};
+use anabranch::storage::{FileSystem, OsFileSystem};
+use anabranch::{log, plugin, server, storage};
+
+/// A target's body.
+pub type Body = fn(&[u8]);
+
+/// All targets by name.
+pub const ALL: [(&str, Body); 8] = [
+    ("output_columns", plugin::fuzz::output_columns),
+    ("head_value", storage::fuzz::head_value),
+    ("head_append", log::fuzz::head_append),
+    ("http_body", server::fuzz::bodies),
+    ("segment", segment),
+    ("checkpoint", checkpoint),
+    ("deployment_file", deployment_file),
+    ("key_encoding", key_encoding),
+];
+
+/// Runs a target by name.
+///
+/// # Panics
+/// At a finding.
+pub fn run(target: &str, data: &[u8]) {
+    let found = ALL.iter().find(|(name, _)| *name == target);
+    found.expect("a target's name").1(data);
+}
+
+fn with_file<T>(data: &[u8], read: impl FnOnce(&dyn FileSystem, &Path) -> T) -> T {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), data).unwrap();
+    read(&OsFileSystem, file.path())
+}
+
+/// A segment file.
+pub fn segment(data: &[u8]) {
+    with_file(data, log::fuzz::segment);
+}
+
+/// A checkpoint file; and one that is written of `data`, read back whole and with one byte changed.
+pub fn checkpoint(data: &[u8]) {
+    let load = |fs: &dyn FileSystem, path: &Path| {
+        let mut entries = Vec::new();
+        let loaded = checkpoint::load(fs, path, |store, key, value| {
+            entries.push((store, key.to_vec(), value.to_vec()));
+        });
+        loaded.is_ok().then_some(entries)
+    };
+    with_file(data, load);
+    let Some((&[at, by], data)) = data.split_first_chunk::<2>() else { return };
+    let (dir, fs) = (tempfile::tempdir().unwrap(), Arc::new(OsFileSystem) as Arc<dyn FileSystem>);
+    let path: PathBuf = dir.path().join("checkpoint.arrow");
+    let mut changes = Changes::default();
+    let mut expected = std::collections::BTreeMap::new();
+    for row in data.chunks(7) {
+        let (store, key) = (usize::from(row[0] % 3), &row[row.len() / 2..]);
+        let mut full = Vec::new();
+        changelog_key::join(store, key, &mut full);
+        changes.set(full.into(), Some(row.to_vec().into()));
+        expected.insert((store, key.to_vec()), row.to_vec());
+    }
+    checkpoint::write(&fs, &path, None, changes, serde_json::Value::Null).unwrap();
+    let back = load(&*fs, &path).expect("what was written can be read");
+    assert!(back.into_iter().eq(expected.into_iter().map(|((s, k), v)| (s, k, v))));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = usize::from(at) * bytes.len() / 256;
+    bytes[at] ^= by;
+    with_file(&bytes, load);
+}
+
+/// A deployment file, as TOML and as JSON.
+pub fn deployment_file(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let specs = [toml::from_str(&text).ok(), serde_json::from_str::<DeploymentSpec>(&text).ok()];
+    for spec in specs.into_iter().flatten() {
+        // What is kept in the catalogue comes back as it was.
+        let kept = serde_json::to_string(&spec).unwrap();
+        let again: DeploymentSpec = serde_json::from_str(&kept).unwrap();
+        assert_eq!(serde_json::to_string(&again).unwrap(), kept);
+    }
+}
+
+/// A key of a store.
+pub fn key_encoding(data: &[u8]) {
+    if let Ok(parts) = anabranch_key::decode(data) {
+        assert_eq!(anabranch_key::encode(&parts), data, "a key has one encoding only");
+    }
+    let (a, b) = data.split_at(data.len() / 2);
+    let key = |bytes: &[u8]| {
+        let mut key = Vec::new();
+        anabranch_key::push_bytes(&mut key, bytes);
+        key
+    };
+    assert_eq!(a.cmp(b), key(a).cmp(&key(b)), "keys sort as what they encode");
+}
