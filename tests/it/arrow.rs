@@ -1,5 +1,5 @@
-//! Files on disk, as another program reads them: pyarrow opens sealed segments and finds in every
-//! column what the host serves.
+//! Arrow, as another program reads and writes it: pyarrow opens sealed segments and finds in every column
+//! what the host serves; and it appends and reads records over HTTP.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -218,4 +218,18 @@ fn pyarrow_reads_in_segments_what_the_host_serves() {
 fn pyarrow_reads_the_golden_segment() {
     let golden = root().join("tests/golden/v1/log");
     compare(&golden.join("segment.arrow"), &golden.join("segment.ndjson"));
+}
+
+#[test]
+fn pyarrow_appends_and_reads_over_http() {
+    let host = Host::start();
+    host.topic("in", &json!({ "partitions": 2, "format": "json" }));
+    host.topic("out", &json!({ "partitions": 1, "format": "json" }));
+    host.deploy("copy", "passthrough", &["in"], &json!({ "records": "out" }));
+    run(Command::new(python()).arg(root().join("tests/pyarrow_http.py")).arg(host.url()));
+    // What was appended as columns is shown as JSON, and the other way round.
+    let records = host.records("in", 1);
+    assert_eq!(records[0]["value"], json!({ "n": 1 }));
+    assert_eq!(records[0]["headers"], json!([["h", "\u{fc}"], ["h", null]]));
+    host.wait_processed("copy", 1, 2_000);
 }

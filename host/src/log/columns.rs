@@ -19,7 +19,7 @@ use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef, TimeUnit};
 use crate::types::{Batch, GenerationNumber, Headers, Records, Sources};
 
 /// The columns of a segment, with or without sources.
-pub(super) fn schema(sources: bool) -> SchemaRef {
+pub fn schema(sources: bool) -> SchemaRef {
     let time = DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into()));
     let mut fields = vec![
         Field::new("offset", DataType::UInt64, false),
@@ -38,8 +38,11 @@ pub(super) fn schema(sources: bool) -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// The columns of `batch`, copied nowhere.
-pub(super) fn to_columns(batch: &Batch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+/// The columns of `batch`, copied nowhere; sources only where the schema has them.
+///
+/// # Errors
+/// When they do not fit the schema, which must be one of [`schema`].
+pub fn to_columns(batch: &Batch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
     let (n, records) = (batch.len(), &batch.records);
     let time = TimestampMillisecondArray::new(records.timestamps.clone(), None);
     let headers = records.headers.clone().unwrap_or_else(|| Headers::none(n));
@@ -51,14 +54,14 @@ pub(super) fn to_columns(batch: &Batch, schema: &SchemaRef) -> Result<RecordBatc
         Arc::new(headers.as_list().clone()),
     ];
     match &records.sources {
-        Some(s) => {
+        Some(s) if schema.fields().len() > columns.len() => {
             columns.push(Arc::new(UInt32Array::from_value(s.generation.0, n)));
             columns.push(Arc::new(UInt32Array::new(s.inputs.clone(), None)));
             columns.push(Arc::new(UInt32Array::new(s.partitions.clone(), None)));
             columns.push(Arc::new(UInt64Array::new(s.offsets.clone(), None)));
             columns.push(Arc::new(UInt32Array::new(s.ordinals.clone(), None)));
         }
-        None => {
+        _ => {
             for field in schema.fields().iter().skip(columns.len()) {
                 columns.push(arrow_array::new_null_array(field.data_type(), n));
             }

@@ -28,6 +28,7 @@ mod signal;
 mod tests;
 mod topics;
 
+pub use columns::{schema as segment_schema, to_columns as segment_columns};
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
 pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};
 pub use handle::{Error, Log, LogConfig, LogStats};

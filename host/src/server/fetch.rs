@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use arrow_schema::ArrowError;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -19,12 +20,12 @@ use super::app::{App, run_blocking};
 use super::extract::{Params, Path};
 use super::operations::last_event_id;
 use super::problem::{Place, Problem, ProblemBody};
-use super::records::{Shower, show_event};
+use super::records::{ARROW_STREAM, ArrowShower, Shower, show_event};
 use super::stream::{self, Sink, Woken};
 use super::topics::topic_name;
 use crate::deployment::StartAt;
 use crate::log::{ReadError, TopicPartition, TopicRead, TopicReader};
-use crate::types::{Offset, PartitionId};
+use crate::types::{Batch, Offset, PartitionId};
 
 /// Most records that a stream reads at once, so that a slow client holds few in memory.
 const STEP_RECORDS: usize = 4_096;
@@ -50,19 +51,33 @@ enum Form {
     Ndjson,
     Json,
     Events,
+    Arrow,
+}
+
+impl Form {
+    fn media_type(self) -> &'static str {
+        match self {
+            Form::Ndjson => "application/x-ndjson",
+            Form::Json => "application/json",
+            Form::Events => "text/event-stream",
+            Form::Arrow => ARROW_STREAM,
+        }
+    }
 }
 
 /// Reads records of one partition.
 ///
-/// By `Accept`: NDJSON (the default), a JSON array, or server-sent events: `record`, whose data is
-/// the record, and `swap`, whose data names the generations and the next offset. A page's headers
+/// By `Accept`: NDJSON (the default), a JSON array, an Arrow stream (`offset`, `timestamp`, `key`,
+/// `value`, `headers`), or server-sent events: `record`, whose data is the record, and `swap`, whose
+/// data names the generations and the next offset. A page's headers
 /// `anabranch-next-offset` and `anabranch-end-offset` say where to go on and where the partition
 /// ends; a page that ended at a swap has it in `anabranch-swap`.
 #[utoipa::path(get, path = "/v1/topics/{topic}/partitions/{partition}/records", tag = "topics",
     params(("topic" = String, Path), ("partition" = u32, Path), FetchParams,
         ("last-event-id" = Option<u64>, Header, description = "The id of the last event seen; wins over `from`")),
     responses((status = 200, content((String = "application/x-ndjson"),
-            (Vec<Object> = "application/json"), (String = "text/event-stream"))),
+            (Vec<Object> = "application/json"), (String = "text/event-stream"),
+            (Vec<u8> = "application/vnd.apache.arrow.stream"))),
         (status = 404, body = ProblemBody), (status = 410, body = ProblemBody),
         (status = 416, body = ProblemBody)))]
 pub async fn fetch(
@@ -76,7 +91,7 @@ pub async fn fetch(
     if follow && form == Form::Json {
         return Err(Problem::invalid(
             "invalid_query",
-            "a JSON array has an end; to follow, accept application/x-ndjson or text/event-stream",
+            "a JSON array has an end; to follow, accept application/x-ndjson, text/event-stream or an Arrow stream",
         ));
     }
     let name = topic_name(&topic)?;
@@ -95,6 +110,7 @@ pub async fn fetch(
     let cursor = Cursor {
         shower: Shower { format: topic.state().format, partition: partition.id() },
         form,
+        arrow: None,
         position: Offset::ZERO,
         left: params.limit.unwrap_or(usize::MAX),
         reader: partition.reader(),
@@ -112,7 +128,7 @@ pub async fn fetch(
         let mut cursor = cursor.at(&from)?;
         let mut begin = match cursor.form {
             Form::Events => format!("id: {}\n\n", cursor.position).into_bytes(),
-            Form::Ndjson | Form::Json => Vec::new(),
+            Form::Ndjson | Form::Json | Form::Arrow => Vec::new(),
         };
         if let Step::Piece(piece) = cursor.step()? {
             begin.extend(piece);
@@ -120,8 +136,7 @@ pub async fn fetch(
         Ok((cursor, begin))
     })
     .await?;
-    let kind = if form == Form::Events { "text/event-stream" } else { "application/x-ndjson" };
-    let (sink, reply) = stream::open(kind, heartbeat, app.stopping());
+    let (sink, reply) = stream::open(form.media_type(), heartbeat, app.stopping());
     tokio::spawn(run(cursor, first, sink));
     Ok(reply)
 }
@@ -171,6 +186,8 @@ struct Cursor {
     reader: TopicReader,
     shower: Shower,
     form: Form,
+    /// The stream under way, with [`Form::Arrow`].
+    arrow: Option<ArrowShower>,
     position: Offset,
     /// Records that may still be written.
     left: usize,
@@ -209,12 +226,12 @@ impl Cursor {
         let mut piece = Vec::new();
         match self.reader.read(self.position, Offset::LIMIT, most, STEP_BYTES)? {
             TopicRead::Records(batch) => {
-                for i in 0..batch.len() {
-                    let next = Offset(batch.offsets[i] + 1);
-                    self.write(&mut piece, next, |shower, out| shower.record(out, &batch, i));
-                }
+                self.write(&mut piece, &batch, true)?;
                 self.left -= batch.len();
                 self.position = batch.next_offset().unwrap_or(self.position);
+                if self.left == 0 {
+                    self.end(&mut piece)?;
+                }
                 Ok(Step::Piece(piece))
             }
             TopicRead::Swap { at, next, generation_from, generation_to } => {
@@ -239,13 +256,7 @@ impl Cursor {
             let room = (max_records - records, max_bytes - bytes);
             match self.reader.read(self.position, Offset::LIMIT, room.0, room.1)? {
                 TopicRead::Records(batch) => {
-                    for i in 0..batch.len() {
-                        if records + i > 0 && self.form == Form::Json {
-                            body.push(b',');
-                        }
-                        let next = Offset(batch.offsets[i] + 1);
-                        self.write(&mut body, next, |shower, out| shower.record(out, &batch, i));
-                    }
+                    self.write(&mut body, &batch, records == 0)?;
                     records += batch.len();
                     bytes += batch.records.size_bytes();
                     self.position = batch.next_offset().unwrap_or(self.position);
@@ -260,16 +271,16 @@ impl Cursor {
                 TopicRead::End => break,
             }
         }
+        self.end(&mut body)?;
         Ok(self.reply(body, swap))
     }
 
     fn reply(&self, body: Vec<u8>, swap: Option<String>) -> Response {
-        let (kind, body) = match self.form {
-            Form::Ndjson => ("application/x-ndjson", body),
-            Form::Events => ("text/event-stream", body),
-            Form::Json => ("application/json", [b"[", &body[..], b"]"].concat()),
+        let body = match self.form {
+            Form::Ndjson | Form::Events | Form::Arrow => body,
+            Form::Json => [b"[", &body[..], b"]"].concat(),
         };
-        let mut reply = ([(header::CONTENT_TYPE, kind)], body).into_response();
+        let mut reply = ([(header::CONTENT_TYPE, self.form.media_type())], body).into_response();
         let end = self.partition.end_offset().max(self.position);
         let headers = reply.headers_mut();
         headers.insert("anabranch-next-offset", self.position.0.into());
@@ -280,16 +291,55 @@ impl Cursor {
         reply
     }
 
-    /// Writes one record in the reply's form.
-    fn write(&self, out: &mut Vec<u8>, next: Offset, record: impl FnOnce(&Shower, &mut Vec<u8>)) {
-        match self.form {
-            Form::Ndjson => {
-                record(&self.shower, out);
+    /// Writes records in the reply's form; `first` when none came before.
+    fn write(&mut self, out: &mut Vec<u8>, batch: &Batch, first: bool) -> Result<(), Problem> {
+        if self.form == Form::Arrow {
+            return self.write_arrow(out, |stream| stream.batch(batch));
+        }
+        let shower = &self.shower;
+        for i in 0..batch.len() {
+            match self.form {
+                Form::Events => {
+                    let next = Offset(batch.offsets[i] + 1);
+                    show_event(out, next, "record", |out| shower.record(out, batch, i));
+                    continue;
+                }
+                Form::Json if i > 0 || !first => out.push(b','),
+                _ => {}
+            }
+            shower.record(out, batch, i);
+            if self.form == Form::Ndjson {
                 out.push(b'\n');
             }
-            Form::Json => record(&self.shower, out),
-            Form::Events => show_event(out, next, "record", |out| record(&self.shower, out)),
         }
+        Ok(())
+    }
+
+    /// Writes what follows the last record.
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
+        match self.form {
+            Form::Arrow => self.write_arrow(out, ArrowShower::finish),
+            Form::Ndjson | Form::Json | Form::Events => Ok(()),
+        }
+    }
+
+    /// Goes on with the Arrow stream.
+    fn write_arrow(
+        &mut self,
+        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut ArrowShower) -> Result<(), ArrowError>,
+    ) -> Result<(), Problem> {
+        let written = (|| {
+            let mut stream = match self.arrow.take() {
+                Some(stream) => stream,
+                None => ArrowShower::open()?,
+            };
+            write(&mut stream)?;
+            out.append(&mut stream.take());
+            self.arrow = Some(stream);
+            Ok(())
+        })();
+        written.map_err(|error: ArrowError| Problem::internal(format!("an Arrow stream: {error}")))
     }
 }
 
@@ -305,6 +355,7 @@ fn form(headers: &HeaderMap) -> Result<Form, Problem> {
         "application/x-ndjson" | "application/*" | "*/*" => Some(Form::Ndjson),
         "application/json" => Some(Form::Json),
         "text/event-stream" => Some(Form::Events),
+        ARROW_STREAM => Some(Form::Arrow),
         _ => None,
     };
     accept.split(',').find_map(known).ok_or_else(|| {
@@ -312,7 +363,7 @@ fn form(headers: &HeaderMap) -> Result<Form, Problem> {
             StatusCode::NOT_ACCEPTABLE,
             "not_acceptable",
             format!(
-                "records come as application/x-ndjson, application/json or text/event-stream, not as {accept:?}"
+                "records come as application/x-ndjson, application/json, {ARROW_STREAM} or text/event-stream, not as {accept:?}"
             ),
         )
     })

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::app::{App, run_blocking};
 use super::extract::{JsonBody, NoParams, Params, Path, Whole, expect_type};
 use super::problem::{Place, Problem, ProblemBody};
-use super::records::{DecodeError, Decoder, Limits, RawFields};
+use super::records::{ARROW_STREAM, DecodeError, Decoder, Limits, RawFields};
 use crate::deployment::{CreateTopic, Produced, TopicStatus};
 use crate::types::TopicName;
 
@@ -110,10 +110,13 @@ impl ProduceParams {
 /// Appends records, all of the body or nothing, and answers once they are durable.
 ///
 /// A record is `{"key", "value", "timestamp", "headers", "partition"}`; only `value` is needed.
-/// Without a timestamp it gets the host's time, without a partition that of its key.
+/// Without a timestamp it gets the host's time, without a partition that of its key. In an Arrow
+/// stream these are columns: `key` and `value` binary or utf8, `timestamp` a timestamp or int64
+/// milliseconds, `headers` a list of structs of `name` and `value`, `partition` int32 or uint32.
 #[utoipa::path(post, path = "/v1/topics/{topic}/records", tag = "topics",
     params(("topic" = String, Path), ProduceParams),
-    request_body(content((String = "application/x-ndjson"), (Vec<Object> = "application/json"))),
+    request_body(content((String = "application/x-ndjson"), (Vec<Object> = "application/json"),
+        (Vec<u8> = "application/vnd.apache.arrow.stream"))),
     responses((status = 200, body = Produced), (status = 400, body = ProblemBody),
         (status = 404, body = ProblemBody), (status = 413, body = ProblemBody),
         (status = 415, body = ProblemBody)))]
@@ -124,11 +127,14 @@ pub async fn produce(
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Result<Json<Produced>, Problem> {
-    let kind = expect_type(&headers, &["application/x-ndjson", "application/json"])?;
+    let kind = expect_type(&headers, &["application/x-ndjson", "application/json", ARROW_STREAM])?;
     let name = topic_name(&topic)?;
     let raw = params.raw_fields()?;
+    if raw.is_some() && kind == ARROW_STREAM {
+        return Err(Problem::invalid("invalid_query", "values=raw is for JSON: leave it out"));
+    }
     let registry = app.registry()?.clone();
-    let storage = app.config().storage.clone();
+    let (storage, max_bytes) = (app.config().storage.clone(), app.config().http.max_body_bytes);
     let now_ms = app.clock().now_ms();
     let answer = run_blocking(move || {
         let state = registry.topic_handle(&name)?.state();
@@ -144,6 +150,7 @@ pub async fn produce(
         };
         let decoded = match kind {
             "application/json" => decoder.array(&body, raw.as_ref()),
+            ARROW_STREAM => decoder.arrow(body, max_bytes),
             _ => decoder.ndjson(&body, raw.as_ref()),
         }?;
         let (sender, answer) = oneshot::channel();
@@ -171,7 +178,8 @@ impl From<DecodeError> for Problem {
         let detail = error.to_string();
         let (line, record) = match error.what {
             "line" => (Some(error.line), None),
-            _ => (None, Some(error.line)),
+            "record" => (None, Some(error.line)),
+            _ => (None, None),
         };
         let (column, reason) = (error.column, Some(error.reason));
         Self::new(status, error.code, detail).at(Place {

@@ -8,6 +8,10 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
+use arrow_array::builder::BinaryBuilder;
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_ipc::writer::StreamWriter;
+
 use crate::clock::{Clock as _, ManualClock};
 
 /// Words of the notes: enough of them that values differ, few enough that they compress.
@@ -58,6 +62,26 @@ impl Generator {
             body.extend_from_slice(b"}\n");
         }
         body
+    }
+
+    /// The next `records` as an Arrow stream of one batch, of `key` and `value`.
+    pub fn arrow(&mut self, records: usize) -> Vec<u8> {
+        let (mut keys, mut values) = (BinaryBuilder::new(), BinaryBuilder::new());
+        let mut value = Vec::new();
+        for _ in 0..records {
+            keys.append_value(format!("k{:07}", self.key()));
+            value.clear();
+            self.value(&mut value);
+            values.append_value(&value);
+        }
+        let columns: [(&str, ArrayRef); 2] =
+            [("key", Arc::new(keys.finish())), ("value", Arc::new(values.finish()))];
+        let written = RecordBatch::try_from_iter(columns).and_then(|rows| {
+            let mut stream = StreamWriter::try_new(Vec::new(), &rows.schema())?;
+            stream.write(&rows)?;
+            stream.into_inner()
+        });
+        written.expect("two columns of one length, into memory")
     }
 
     fn key(&self) -> u64 {

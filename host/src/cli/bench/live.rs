@@ -17,6 +17,8 @@ use crate::cli::commands::{deployment, topic};
 
 /// Records of 100 bytes over 100,000 keys.
 const PLAIN: Shape = Shape { record_bytes: 100, keys: 100_000, spread: Spread::Uniform };
+/// Records of a request of the ingest.
+const INGEST_RECORDS: usize = 10_000;
 /// Longest time of one swap.
 const SWAP_LIMIT: Duration = Duration::from_secs(300);
 /// What is looked at before and after the moment at which a swap's new generation was seen live.
@@ -25,15 +27,37 @@ const FLIP_US: (u64, u64) = (1_000_000, 500_000);
 impl Bench<'_> {
     /// Bar 4: records a second that producers on the same cores have made durable.
     pub fn measure_ingest(&self, report: &mut Report) -> Result<(), Error> {
-        const RECORDS: usize = 10_000;
+        type Body = fn(&mut Generator, usize) -> Vec<u8>;
+        let forms: [(&str, &str, Body, f64); 2] = [
+            ("ndjson", "application/x-ndjson", Generator::ndjson, 3e5),
+            ("arrow", "application/vnd.apache.arrow.stream", Generator::arrow, 6e5),
+        ];
+        for (form, media_type, body, goal) in forms {
+            let mut generator = Generator::new(PLAIN, self.seed);
+            let bodies: Vec<_> = (0..16).map(|_| body(&mut generator, INGEST_RECORDS)).collect();
+            let name = format!("ingest/{form}");
+            let rates = self.ingest_rates(&name, media_type, &bodies)?;
+            let label = format!("ingest-{form}");
+            let row = Row::new(&label, "ingest", "records/s", self.workers(), rates);
+            report.bars.push(Bar::at_least("4", &name, row.median, goal, "records/s"));
+            report.rows.push(row);
+        }
+        Ok(())
+    }
+
+    /// Durable records a second, by window, of two producers that send `bodies` over and over.
+    fn ingest_rates(
+        &self,
+        name: &str,
+        media_type: &str,
+        bodies: &[Vec<u8>],
+    ) -> Result<Vec<f64>, Error> {
         const PRODUCERS: usize = 2;
-        let mut generator = Generator::new(PLAIN, self.seed);
-        let bodies: Vec<Vec<u8>> = (0..16).map(|_| generator.ndjson(RECORDS)).collect();
         let host = self.workshop.start("ingest", &[])?;
         host.client().put(&topic("ingest", ""), &json!({"partitions": 1, "format": "json"}))?;
         let window = self.sized(2.0, 0.2);
         let windows = self.sized(6, 2);
-        let bar = self.bar("ingest/ndjson", windows as u64);
+        let bar = self.bar(name, windows as u64);
         let clock = &self.workshop.clock;
         let begun = clock.monotonic();
         let counts = Mutex::new(vec![0_u64; windows]);
@@ -41,15 +65,11 @@ impl Bench<'_> {
             let produce = |_| {
                 scope.spawn(|| -> Result<(), Error> {
                     for body in bodies.iter().cycle() {
-                        host.client().post(
-                            &topic("ingest", "/records"),
-                            "application/x-ndjson",
-                            body,
-                        )?;
+                        host.client().post(&topic("ingest", "/records"), media_type, body)?;
                         let at = ((clock.monotonic() - begun).as_secs_f64() / window) as usize;
                         bar.set_position(at as u64);
                         match counts.lock().unwrap_or_else(|lock| lock.into_inner()).get_mut(at) {
-                            Some(count) => *count += RECORDS as u64,
+                            Some(count) => *count += INGEST_RECORDS as u64,
                             None => break,
                         }
                     }
@@ -62,14 +82,10 @@ impl Bench<'_> {
             })
         })?;
         bar.finish_and_clear();
+        host.discard();
         let counts = counts.into_inner().unwrap_or_else(|lock| lock.into_inner());
         // The first window warms up.
-        let rates: Vec<f64> = counts[1..].iter().map(|&count| count as f64 / window).collect();
-        let row = Row::new("ingest-ndjson", "ingest", "records/s", self.workers(), rates);
-        report.bars.push(Bar::at_least("4", "ingest/ndjson", row.median, 3e5, "records/s"));
-        report.rows.push(row);
-        host.discard();
-        Ok(())
+        Ok(counts[1..].iter().map(|&count| count as f64 / window).collect())
     }
 
     /// Bar 5: from the moment a record was due to be produced until a follower of the output has it.

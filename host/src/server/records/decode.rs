@@ -4,6 +4,7 @@
 //! Value bytes of `json` topics are kept as they were sent; nothing is parsed into a tree.
 
 use std::borrow::Cow;
+use std::fmt::Display;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -53,9 +54,10 @@ pub struct Decoded {
 #[error("{what} {line}{}: {reason}; nothing of this request was appended",
     .column.map(|c| format!(", column {c}")).unwrap_or_default())]
 pub struct DecodeError {
-    /// A stable code: `malformed_record`, `record_too_large` or `partition_out_of_range`.
+    /// A stable code: `malformed_record`, `malformed_stream`, `record_too_large` or
+    /// `partition_out_of_range`.
     pub code: &'static str,
-    /// `line`, or `record` for a JSON array.
+    /// `line`; `record` for a JSON array or an Arrow stream; `record batch`.
     pub what: &'static str,
     /// Counted from 1.
     pub line: usize,
@@ -82,7 +84,16 @@ impl Wrong {
         Self { code: "record_too_large", column: None, reason }
     }
 
-    fn at(self, what: &'static str, line: usize) -> DecodeError {
+    pub(super) fn stream(reason: impl Into<String>) -> Self {
+        Self { code: "malformed_stream", column: None, reason: reason.into() }
+    }
+
+    pub(super) fn partition(partition: impl Display, count: u32) -> Self {
+        let reason = format!("partition {partition} is not one of the topic's {count} (from 0)");
+        Self { code: "partition_out_of_range", column: None, reason }
+    }
+
+    pub(super) fn at(self, what: &'static str, line: usize) -> DecodeError {
         DecodeError { code: self.code, what, line, column: self.column, reason: self.reason }
     }
 }
@@ -227,11 +238,7 @@ impl<'a> Rows<'a> {
     fn partition(&mut self, chosen: Option<u32>) -> Result<(), Wrong> {
         let count = self.decoder.partitions;
         if let Some(partition) = chosen.filter(|&p| p >= count) {
-            return Err(Wrong {
-                code: "partition_out_of_range",
-                column: None,
-                reason: format!("partition {partition} is not one of the topic's {count} (from 0)"),
-            });
+            return Err(Wrong::partition(partition, count));
         }
         if chosen.is_some() || self.partitions.is_some() {
             let partitions = self.partitions.get_or_insert_default();

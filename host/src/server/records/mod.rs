@@ -1,4 +1,6 @@
-//! Records at the edge: from JSON into columns, and from columns into JSON.
+//! Records at the edge: from JSON or Arrow streams into columns, and back.
+//!
+//! As JSON:
 //!
 //! | format | a key is taken and shown as | a value is taken and shown as |
 //! |---|---|---|
@@ -10,10 +12,12 @@
 //! (a plugin may write anything) are shown as `{"$bytes": "<base64>"}`. A key is always shown as
 //! text, so that its type does not depend on its bytes (`"9E"` is a carrier, `9E1` a number).
 
+mod arrow;
 mod decode;
 mod raw;
 mod show;
 
+pub use arrow::{ARROW_STREAM, ArrowShower};
 pub use decode::{DecodeError, Decoder, Limits};
 pub use raw::RawFields;
 pub use show::{Shower, show_event};
