@@ -231,5 +231,5 @@ fn pyarrow_appends_and_reads_over_http() {
     let records = host.records("in", 1);
     assert_eq!(records[0]["value"], json!({ "n": 1 }));
     assert_eq!(records[0]["headers"], json!([["h", "\u{fc}"], ["h", null]]));
-    host.wait_processed("copy", 1, 2_000);
+    host.wait_processed("copy", 1, 2_500);
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::columns;
 use super::reader::{ReadError, fitting, joinable};
 use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem};
-use crate::types::{Batch, LogId, Offset, PartitionId, Records, concat_records};
+use crate::types::{Batch, LogId, Offset, PartitionId, Records};
 
 /// Records of one block, at most.
 const BLOCK_RECORDS: usize = 32_768;
@@ -251,28 +251,25 @@ impl SegmentFile {
 
     fn flush(&mut self) -> Result<(), ArrowFileError> {
         let parts = std::mem::take(&mut self.pending);
-        let mut offsets = Vec::with_capacity(self.pending_records);
-        for (first, records) in &parts {
-            offsets.extend(first.0..first.0 + records.len() as u64);
-        }
-        let records: Vec<Records> = parts.into_iter().map(|(_, records)| records).collect();
-        let Some(records) = concat_records(&records) else { return Ok(()) };
-        let batch = Batch { offsets: offsets.into(), records };
-        let (Some(first), Some(next)) = (batch.first_offset(), batch.next_offset()) else {
+        let (Some((first, _)), Some((last, records))) = (parts.first(), parts.last()) else {
             return Ok(());
         };
-        let times = &batch.records.timestamps;
-        let min_timestamp = times.iter().copied().min().unwrap_or(i64::MAX);
-        let max_timestamp = times.iter().copied().max().unwrap_or(i64::MIN);
+        let (first, next) = (*first, Offset(last.0 + records.len() as u64));
+        let times = || parts.iter().flat_map(|(_, records)| &records.timestamps).copied();
+        let min_timestamp = times().min().unwrap_or(i64::MAX);
+        let max_timestamp = times().max().unwrap_or(i64::MIN);
         let append_ms = self.entry.append_ms;
         let index = BlockIndex { first, next, min_timestamp, max_timestamp, append_ms };
-        let rows = columns::to_columns(&batch, &self.schema).map_err(|source| {
+        let columns = parts.into_iter().map(|(first, records)| {
+            columns::to_columns(&Batch::contiguous(first, records), &self.schema)
+        });
+        let columns = columns.collect::<Result<Vec<_>, _>>().map_err(|source| {
             ArrowFileError::Columns { path: PathBuf::from(&self.entry.file), source }
         })?;
         let index = serde_json::to_value(index).expect("a plain struct is always JSON");
-        self.writer.write(&rows, index)?;
+        self.writer.write(&columns, index)?;
         self.entry.next = next;
-        self.entry.records += batch.len() as u64;
+        self.entry.records += self.pending_records as u64;
         self.entry.size_bytes += self.pending_bytes as u64;
         self.entry.min_timestamp = self.entry.min_timestamp.min(min_timestamp);
         self.entry.max_timestamp = self.entry.max_timestamp.max(max_timestamp);

@@ -194,7 +194,7 @@ impl BlockWriter {
             RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(|e: ArrowError| {
                 Error::Columns { path: self.path.clone(), detail: e.to_string() }
             })?;
-        self.file.write(&rows, Value::Null)?;
+        self.file.write(&[rows], Value::Null)?;
         (self.rows, self.bytes) = (0, 0);
         Ok(())
     }

@@ -8,20 +8,21 @@
 //! **Invariant:** a file has its name only once it is complete and synced, and never changes then. No
 //! byte of a block is used before the block's crc32c was checked.
 
-use std::io;
-use std::panic::AssertUnwindSafe;
+use std::cell::RefCell;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
-use arrow_buffer::{Buffer, MutableBuffer};
-use arrow_ipc::reader::FileDecoder;
-use arrow_ipc::writer::{FileWriter, IpcWriteOptions};
-use arrow_ipc::{CompressionType, MetadataVersion};
+use arrow_ipc::convert::IpcSchemaEncoder;
+use arrow_ipc::writer::{DictionaryTracker, IpcDataGenerator, IpcWriteOptions, write_message};
+use arrow_ipc::{FooterBuilder, MetadataVersion};
 use arrow_schema::{ArrowError, Schema, SchemaRef};
+use flatbuffers::FlatBufferBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::arrow_block::{self, BlockWriter};
 use super::fs::{File, FileSystem};
 
 /// The key of the footer's custom metadata under which the index lies.
@@ -30,6 +31,11 @@ pub const INDEX_KEY: &str = "anabranch";
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
 /// Bytes that are gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
+/// How a file begins, up to where its schema is aligned, and ends.
+const MAGIC_AT_BEGIN: &[u8] = b"ARROW1\0\0";
+const MAGIC: &[u8] = b"ARROW1";
+/// A message that is none.
+const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 /// Footers beyond this are taken for damage.
 const MAX_FOOTER_BYTES: u64 = 256 << 20;
 
@@ -79,6 +85,11 @@ pub struct Block {
     pub metadata: Value,
 }
 
+thread_local! {
+    /// Blocks as they are read, before they are decompressed.
+    static COMPRESSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Index {
     version: u32,
@@ -103,9 +114,12 @@ impl Sink {
 impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.crc = crc32c::crc32c_append(self.crc, bytes);
-        self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= WRITE_BYTES {
+        if self.buffer.len() + bytes.len() >= WRITE_BYTES {
             self.flush()?;
+            self.file.write_at(bytes, self.written)?;
+            self.written += bytes.len() as u64;
+        } else {
+            self.buffer.extend_from_slice(bytes);
         }
         Ok(bytes.len())
     }
@@ -122,9 +136,13 @@ impl io::Write for Sink {
 pub struct ArrowFileWriter {
     fs: Arc<dyn FileSystem>,
     path: PathBuf,
+    schema: Schema,
     /// `None` once finished.
-    writer: Option<FileWriter<Sink>>,
+    sink: Option<Sink>,
+    writer: BlockWriter,
     blocks: Vec<Block>,
+    /// The same as Arrow's own footer has it.
+    places: Vec<arrow_ipc::Block>,
 }
 
 impl ArrowFileWriter {
@@ -136,45 +154,61 @@ impl ArrowFileWriter {
     ) -> Result<Self, ArrowFileError> {
         let temporary = temporary(path);
         let file = fs.create(&temporary).map_err(disk("create", &temporary))?;
-        let sink = Sink { file, buffer: Vec::with_capacity(WRITE_BYTES), written: 0, crc: 0 };
-        let columns = |source| ArrowFileError::Columns { path: path.to_owned(), source };
-        let options = IpcWriteOptions::try_new(64, false, MetadataVersion::V5)
-            .and_then(|options| options.try_with_compression(Some(CompressionType::LZ4_FRAME)))
-            .map_err(columns)?;
-        let writer = FileWriter::try_new_with_options(sink, schema, options).map_err(columns)?;
-        let (fs, path) = (Arc::clone(fs), path.to_owned());
-        Ok(Self { fs, path, writer: Some(writer), blocks: Vec::new() })
+        let mut sink = Sink { file, buffer: Vec::with_capacity(WRITE_BYTES), written: 0, crc: 0 };
+        let begun = (|| {
+            sink.write_all(MAGIC_AT_BEGIN)?;
+            let options = IpcWriteOptions::default();
+            let schema = IpcDataGenerator::default().schema_to_bytes_with_dictionary_tracker(
+                schema,
+                &mut DictionaryTracker::new(true),
+                &options,
+            );
+            write_message(&mut sink, schema, &options)
+        })();
+        begun.map_err(|e| failed(path, e))?;
+        let (fs, path, schema) = (Arc::clone(fs), path.to_owned(), schema.clone());
+        let (writer, blocks, places) = (BlockWriter::default(), Vec::new(), Vec::new());
+        Ok(Self { fs, path, schema, sink: Some(sink), writer, blocks, places })
     }
 
-    /// Adds a block.
-    pub fn write(&mut self, rows: &RecordBatch, metadata: Value) -> Result<(), ArrowFileError> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        let offset = writer.get_ref().position();
-        writer.get_mut().crc = 0;
-        writer.write(rows).map_err(|e| failed(&self.path, e))?;
-        let sink = writer.get_ref();
-        let (length, crc32c) = (sink.position() - offset, sink.crc);
-        let rows = rows.num_rows() as u64;
+    /// Adds the rows of `parts`, batches of the file's columns, as one block.
+    pub fn write(&mut self, parts: &[RecordBatch], metadata: Value) -> Result<(), ArrowFileError> {
+        let Some(sink) = &mut self.sink else { return Ok(()) };
+        let message = self.writer.encode(parts).map_err(|detail| {
+            let source = ArrowError::InvalidArgumentError(detail);
+            ArrowFileError::Columns { path: self.path.clone(), source }
+        })?;
+        let offset = sink.position();
+        sink.crc = 0;
+        let written = sink.write_all(message.header).and_then(|()| sink.write_all(message.body));
+        written.map_err(disk("write", &self.path))?;
+        let (header, body) = (message.header.len() as i32, message.body.len() as i64);
+        self.places.push(arrow_ipc::Block::new(offset as i64, header, body));
+        let (length, crc32c, rows) = (sink.position() - offset, sink.crc, message.rows as u64);
         self.blocks.push(Block { offset, length, crc32c, rows, metadata });
         Ok(())
     }
 
     /// Bytes written so far.
     pub fn size_bytes(&self) -> u64 {
-        self.writer.as_ref().map_or(0, |writer| writer.get_ref().position())
+        self.sink.as_ref().map_or(0, Sink::position)
     }
 
     /// Completes the file, makes it durable and gives it its name; returns its length in bytes.
     pub fn finish(mut self, metadata: Value) -> Result<u64, ArrowFileError> {
+        let Some(mut sink) = self.sink.take() else { return Ok(0) };
         let blocks = std::mem::take(&mut self.blocks);
         let index = Index { version: 1, metadata, blocks };
         let json = serde_json::to_string(&index).expect("an index has only string keys");
-        let Some(mut writer) = self.writer.take() else { return Ok(0) };
         let result = (|| {
             let crc = crc32c::crc32c(json.as_bytes());
-            writer.write_metadata(INDEX_KEY, format!("{crc:08x} {json}"));
-            writer.finish().map_err(|e| failed(&self.path, e))?;
-            let sink = writer.get_ref();
+            let footer = footer(&self.schema, &self.places, &format!("{crc:08x} {json}"));
+            let written =
+                [&END_OF_STREAM[..], &footer, &(footer.len() as u32).to_le_bytes(), MAGIC]
+                    .into_iter()
+                    .try_for_each(|bytes| sink.write_all(bytes))
+                    .and_then(|()| sink.flush());
+            written.map_err(disk("write", &self.path))?;
             let temporary = temporary(&self.path);
             sink.file.sync().map_err(disk("sync", &temporary))?;
             self.fs.rename(&temporary, &self.path).map_err(disk("rename", &temporary))?;
@@ -190,9 +224,26 @@ impl ArrowFileWriter {
     }
 }
 
+/// The footer of a file.
+fn footer(schema: &Schema, places: &[arrow_ipc::Block], index: &str) -> Vec<u8> {
+    let mut fbb = FlatBufferBuilder::new();
+    let blocks = fbb.create_vector(places);
+    let schema = IpcSchemaEncoder::new().schema_to_fb_offset(&mut fbb, schema);
+    let index = [(INDEX_KEY.to_owned(), index.to_owned())].into();
+    let index = arrow_ipc::convert::metadata_to_fb(&mut fbb, &index);
+    let mut footer = FooterBuilder::new(&mut fbb);
+    footer.add_version(MetadataVersion::V5);
+    footer.add_schema(schema);
+    footer.add_recordBatches(blocks);
+    footer.add_custom_metadata(index);
+    let footer = footer.finish();
+    fbb.finish(footer, None);
+    fbb.finished_data().to_vec()
+}
+
 impl Drop for ArrowFileWriter {
     fn drop(&mut self) {
-        if self.writer.is_some() {
+        if self.sink.is_some() {
             let _ = self.fs.remove(&temporary(&self.path));
         }
     }
@@ -269,28 +320,18 @@ impl ArrowFile {
     /// When there is no such block.
     pub fn read(&self, index: usize) -> Result<RecordBatch, ArrowFileError> {
         let block = &self.blocks[index];
-        let mut bytes = MutableBuffer::from_len_zeroed(block.length as usize);
-        self.file.read_at(&mut bytes, block.offset).map_err(disk("read", &self.path))?;
         let bad = |detail: &str| damaged(&self.path, &format!("block {index}: {detail}"));
-        if crc32c::crc32c(&bytes) != block.crc32c {
-            return Err(bad("its crc32c does not match"));
-        }
-        // A message is a marker, the length of its header, the header, and the body.
-        let header = bytes.get(4..8).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
-        let header = header.and_then(|length| length.checked_add(8));
-        let header = header.filter(|&length| u64::from(length) <= block.length);
-        let header = header.ok_or_else(|| bad("its header is cut off"))?;
-        let place = arrow_ipc::Block::new(
-            block.offset as i64,
-            header as i32,
-            (block.length - u64::from(header)) as i64,
-        );
-        let decoder = FileDecoder::new(Arc::clone(&self.schema), MetadataVersion::V5);
-        // And at columns that are not those of the schema.
-        let bytes = Buffer::from(bytes);
-        let read = AssertUnwindSafe(|| decoder.read_record_batch(&place, &bytes));
-        let rows = std::panic::catch_unwind(read).map_err(|_| bad("it does not fit the schema"))?;
-        rows.map_err(|e| bad(&e.to_string()))?.ok_or_else(|| bad("it is empty"))
+        COMPRESSED.with_borrow_mut(|bytes| {
+            let length = usize::try_from(block.length).map_err(|_| bad("its length cannot be"))?;
+            // What is left of another block need not be cleared.
+            bytes.resize(bytes.len().max(length), 0);
+            let bytes = &mut bytes[..length];
+            self.file.read_at(bytes, block.offset).map_err(disk("read", &self.path))?;
+            if crc32c::crc32c(bytes) != block.crc32c {
+                return Err(bad("its crc32c does not match"));
+            }
+            arrow_block::read(bytes, &self.schema).map_err(|detail| bad(&detail))
+        })
     }
 }
 
@@ -336,8 +377,8 @@ mod tests {
         let path = dir.path().join("a.arrow");
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
-        writer.write(&rows(0), json!({"n": 0})).unwrap();
-        writer.write(&rows(100), json!({"n": 1})).unwrap();
+        writer.write(&[rows(0)], json!({"n": 0})).unwrap();
+        writer.write(&[rows(100)], json!({"n": 1})).unwrap();
         let length = writer.finish(json!({"kind": "test"})).unwrap();
         assert_eq!(length, std::fs::metadata(&path).unwrap().len());
         let file = ArrowFile::open(fs.as_ref(), &path).unwrap();
@@ -364,7 +405,7 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let path = dir.path().join("a.arrow");
         let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
-        writer.write(&rows(0), Value::Null).unwrap();
+        writer.write(&[rows(0)], Value::Null).unwrap();
         drop(writer);
         assert_eq!(fs.list(dir.path()).unwrap(), []);
     }

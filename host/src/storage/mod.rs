@@ -6,6 +6,7 @@
 //! **Invariant:** only this module names sled, and only `fs` calls the operating system for files
 //! (sled itself does so too, on its own).
 
+mod arrow_block;
 mod arrow_file;
 mod crash;
 mod frame;

@@ -1,0 +1,495 @@
+//! Blocks of an Arrow file: columns as a record batch message with lz4 bodies, and back.
+//!
+//! arrow-ipc does the same with fresh buffers for every column of every batch, which costs more than
+//! the codec: here columns are gathered from several batches straight into blocks of 64 KiB that stay in
+//! the cache, and decompressed straight into the buffer that an array keeps.
+//!
+//! **Invariant:** what is written is an ordinary Arrow IPC message: any reader of Arrow takes it. What
+//! is read may be anything: sizes are checked before memory is asked for, arrays before they are used.
+
+use std::io::Read as _;
+
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, make_array};
+use arrow_buffer::{BooleanBufferBuilder, Buffer};
+use arrow_data::{ArrayData, ArrayDataBuilder};
+use arrow_ipc::{
+    BodyCompressionBuilder, BodyCompressionMethod, CompressionType, FieldNode, MessageBuilder,
+    MessageHeader, MetadataVersion, RecordBatchBuilder,
+};
+use arrow_schema::{DataType, SchemaRef};
+use flatbuffers::FlatBufferBuilder;
+
+/// An lz4 frame of independent blocks of at most 64 KiB, without sums: magic, flags, size, and a sum of
+/// these two.
+const FRAME_HEADER: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
+/// Bytes of a block before compression.
+const FRAME_BLOCK: usize = 64 << 10;
+/// Set in the length of a block that is stored as it is.
+const STORED: u32 = 1 << 31;
+/// Stands for the length of a buffer that is stored as it is.
+const NOT_COMPRESSED: i64 = -1;
+/// lz4 makes of a byte no more than this.
+const MAX_RATIO: usize = 255;
+/// Where buffers and messages begin.
+const ALIGNMENT: usize = 8;
+/// Precedes the length of a message.
+const CONTINUATION: [u8; 4] = [0xff; 4];
+
+/// Writes messages; what it needs for one is used again for the next.
+#[derive(Default)]
+pub struct BlockWriter {
+    metadata: FlatBufferBuilder<'static>,
+    nodes: Vec<FieldNode>,
+    buffers: Vec<arrow_ipc::Buffer>,
+    header: Vec<u8>,
+    body: Vec<u8>,
+    /// Bytes of the buffer at hand that are no whole block yet.
+    gathered: Vec<u8>,
+    compressed: Vec<u8>,
+    ends: Vec<u8>,
+}
+
+/// A message as it lies in a file, one after the other.
+pub struct Message<'a> {
+    /// The number of rows.
+    pub rows: usize,
+    /// Where the buffers lie, behind a marker and its own length.
+    pub header: &'a [u8],
+    /// The buffers.
+    pub body: &'a [u8],
+}
+
+impl BlockWriter {
+    /// Makes one message of all rows of `parts`, batches of one schema.
+    ///
+    /// # Errors
+    /// When a column is of a type that files do not have.
+    pub fn encode(&mut self, parts: &[RecordBatch]) -> Result<Message<'_>, String> {
+        let rows = parts.iter().map(RecordBatch::num_rows).sum();
+        self.nodes.clear();
+        self.buffers.clear();
+        self.body.clear();
+        for i in 0..parts.first().map_or(0, RecordBatch::num_columns) {
+            let columns: Vec<_> = parts.iter().map(|rows| rows.column(i).to_data()).collect();
+            self.column(&columns)?;
+        }
+        self.message(rows);
+        let message = self.metadata.finished_data();
+        let length = (message.len() + 8).next_multiple_of(ALIGNMENT);
+        self.header.clear();
+        self.header.extend_from_slice(&CONTINUATION);
+        self.header.extend_from_slice(&(length as u32 - 8).to_le_bytes());
+        self.header.extend_from_slice(message);
+        self.header.resize(length, 0);
+        Ok(Message { rows, header: &self.header, body: &self.body })
+    }
+
+    fn message(&mut self, rows: usize) {
+        let fbb = &mut self.metadata;
+        fbb.reset();
+        let nodes = fbb.create_vector(&self.nodes);
+        let buffers = fbb.create_vector(&self.buffers);
+        let compression = {
+            let mut compression = BodyCompressionBuilder::new(fbb);
+            compression.add_method(BodyCompressionMethod::BUFFER);
+            compression.add_codec(CompressionType::LZ4_FRAME);
+            compression.finish()
+        };
+        let header = {
+            let mut batch = RecordBatchBuilder::new(fbb);
+            batch.add_length(rows as i64);
+            batch.add_nodes(nodes);
+            batch.add_buffers(buffers);
+            batch.add_compression(compression);
+            batch.finish().as_union_value()
+        };
+        let mut message = MessageBuilder::new(fbb);
+        message.add_version(MetadataVersion::V5);
+        message.add_header_type(MessageHeader::RecordBatch);
+        message.add_bodyLength(self.body.len() as i64);
+        message.add_header(header);
+        let message = message.finish();
+        fbb.finish(message, None);
+    }
+
+    /// Adds a column, and those below it, of which each of `parts` has some rows.
+    fn column(&mut self, parts: &[ArrayData]) -> Result<(), String> {
+        let rows = parts.iter().map(ArrayData::len).sum();
+        let nulls: usize = parts.iter().map(ArrayData::null_count).sum();
+        self.nodes.push(FieldNode::new(rows as i64, nulls as i64));
+        if nulls == 0 {
+            self.buffer([]);
+        } else {
+            let mut bits = BooleanBufferBuilder::new(rows);
+            for part in parts {
+                match part.nulls() {
+                    Some(nulls) => bits.append_buffer(nulls.inner()),
+                    None => bits.append_n(part.len(), true),
+                }
+            }
+            self.buffer([bits.finish().inner().as_slice()]);
+        }
+        let Some(first) = parts.first() else { return Ok(()) };
+        let kind = first.data_type();
+        match kind {
+            DataType::Binary | DataType::Utf8 => {
+                let ranges = self.ends(parts);
+                let data = parts
+                    .iter()
+                    .zip(&ranges)
+                    .map(|(part, (from, to))| &part.buffers()[1].as_slice()[*from..*to]);
+                self.buffer(data);
+            }
+            DataType::List(_) => {
+                let ranges = self.ends(parts);
+                let children = parts
+                    .iter()
+                    .zip(&ranges)
+                    .map(|(part, (from, to))| part.child_data()[0].slice(*from, to - from));
+                self.column(&children.collect::<Vec<_>>())?;
+            }
+            DataType::Struct(fields) => {
+                for i in 0..fields.len() {
+                    // A slice of structs has slices of what is below.
+                    let children = parts.iter().map(|part| part.child_data()[i].clone());
+                    self.column(&children.collect::<Vec<_>>())?;
+                }
+            }
+            kind => {
+                let width = kind.primitive_width().ok_or_else(|| format!("no file has {kind}"))?;
+                self.buffer(parts.iter().map(|part| {
+                    let (from, to) = (part.offset(), part.offset() + part.len());
+                    &part.buffers()[0].as_slice()[from * width..to * width]
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the positions at which the entries of `parts` end, of all parts together; returns which
+    /// positions of its own each part begins and ends with.
+    fn ends(&mut self, parts: &[ArrayData]) -> Vec<(usize, usize)> {
+        let mut bytes = std::mem::take(&mut self.ends);
+        bytes.clear();
+        bytes.extend_from_slice(&0_i32.to_le_bytes());
+        let (mut ranges, mut base) = (Vec::with_capacity(parts.len()), 0);
+        for part in parts {
+            if part.is_empty() {
+                ranges.push((0, 0));
+                continue;
+            }
+            let ends = part.buffers()[0].typed_data::<i32>();
+            let ends = &ends[part.offset()..=part.offset() + part.len()];
+            let (first, last) = (ends[0], ends[part.len()]);
+            let moved = base - first;
+            bytes.extend(ends[1..].iter().flat_map(|end| (end + moved).to_le_bytes()));
+            base += last - first;
+            ranges.push((first as usize, last as usize));
+        }
+        self.buffer([bytes.as_slice()]);
+        self.ends = bytes;
+        ranges
+    }
+
+    /// Adds a buffer that holds `parts` one after the other.
+    fn buffer<'a>(&mut self, parts: impl IntoIterator<Item = &'a [u8]>) {
+        let start = self.body.len();
+        self.body.extend_from_slice(&[0; 8]);
+        self.body.extend_from_slice(&FRAME_HEADER);
+        let (mut length, mut stored) = (0, 0);
+        self.gathered.clear();
+        for mut part in parts {
+            length += part.len();
+            while !part.is_empty() {
+                if self.gathered.is_empty() && part.len() >= FRAME_BLOCK {
+                    let (block, rest) = part.split_at(FRAME_BLOCK);
+                    stored += frame_block(block, &mut self.compressed, &mut self.body);
+                    part = rest;
+                    continue;
+                }
+                let (some, rest) = part.split_at(part.len().min(FRAME_BLOCK - self.gathered.len()));
+                self.gathered.extend_from_slice(some);
+                part = rest;
+                if self.gathered.len() == FRAME_BLOCK {
+                    stored += frame_block(&self.gathered, &mut self.compressed, &mut self.body);
+                    self.gathered.clear();
+                }
+            }
+        }
+        if !self.gathered.is_empty() {
+            stored += frame_block(&self.gathered, &mut self.compressed, &mut self.body);
+        }
+        let mut claimed = length as i64;
+        if length == 0 {
+            self.body.truncate(start);
+        } else if stored == length {
+            // Not one block became smaller: without the frame readers need no copy.
+            unframe(&mut self.body, start + 8);
+            claimed = NOT_COMPRESSED;
+        } else {
+            self.body.extend_from_slice(&[0; 4]);
+        }
+        if length > 0 {
+            self.body[start..start + 8].copy_from_slice(&claimed.to_le_bytes());
+        }
+        let written = self.body.len() - start;
+        self.buffers.push(arrow_ipc::Buffer::new(start as i64, written as i64));
+        self.body.resize(self.body.len().next_multiple_of(ALIGNMENT), 0);
+    }
+}
+
+/// Appends one block of a frame; returns how many of its bytes are stored as they are.
+fn frame_block(block: &[u8], compressed: &mut Vec<u8>, out: &mut Vec<u8>) -> usize {
+    compressed.resize(lz4_flex::block::get_maximum_output_size(FRAME_BLOCK), 0);
+    match lz4_flex::block::compress_into(block, compressed) {
+        Ok(length) if length < block.len() => {
+            out.extend_from_slice(&(length as u32).to_le_bytes());
+            out.extend_from_slice(&compressed[..length]);
+            0
+        }
+        _ => {
+            out.extend_from_slice(&(block.len() as u32 | STORED).to_le_bytes());
+            out.extend_from_slice(block);
+            block.len()
+        }
+    }
+}
+
+/// Makes of a frame at `start`, of stored blocks alone, the bytes that it holds.
+fn unframe(body: &mut Vec<u8>, start: usize) {
+    let (mut from, mut to) = (start + FRAME_HEADER.len(), start);
+    while from < body.len() {
+        let length = (body.len() - from - 4).min(FRAME_BLOCK);
+        body.copy_within(from + 4..from + 4 + length, to);
+        (from, to) = (from + 4 + length, to + length);
+    }
+    body.truncate(to);
+}
+
+/// Reads a message of the columns of `schema`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read(message: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
+    let header = message.get(4..8).and_then(|bytes| bytes.try_into().ok());
+    let header = header.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize);
+    let rest = message.get(8..).unwrap_or_default();
+    let (header, body) = rest.split_at_checked(header).ok_or("its header is cut off")?;
+    let message = arrow_ipc::root_as_message(header).map_err(|error| error.to_string())?;
+    let batch = message.header_as_record_batch().ok_or("it is no record batch")?;
+    let compressed = match batch.compression() {
+        None => false,
+        Some(how) if how.codec() == CompressionType::LZ4_FRAME => true,
+        Some(how) => return Err(format!("it is compressed by {:?}, not lz4", how.codec())),
+    };
+    let (nodes, buffers) =
+        (batch.nodes().into_iter().flatten(), batch.buffers().into_iter().flatten());
+    let mut columns = Columns { nodes, buffers, body, compressed };
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
+    for field in schema.fields() {
+        let array = columns.next(field.data_type());
+        let array = array.map_err(|error| format!("column {}: {error}", field.name()))?;
+        arrays.push(make_array(array));
+    }
+    let rows = usize::try_from(batch.length()).map_err(|_| "it has less than no rows")?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows));
+    RecordBatch::try_new_with_options(SchemaRef::clone(schema), arrays, &options)
+        .map_err(|error| error.to_string())
+}
+
+/// What is left of a message, column by column.
+struct Columns<'a, N, B> {
+    nodes: N,
+    buffers: B,
+    body: &'a [u8],
+    compressed: bool,
+}
+
+impl<'a, N, B> Columns<'a, N, B>
+where
+    N: Iterator<Item = &'a FieldNode>,
+    B: Iterator<Item = &'a arrow_ipc::Buffer>,
+{
+    fn next(&mut self, kind: &DataType) -> Result<ArrayData, String> {
+        let node = self.nodes.next().ok_or("it is missing")?;
+        let rows = usize::try_from(node.length()).map_err(|_| "it has less than no rows")?;
+        let validity = self.buffer()?;
+        let validity = (node.null_count() > 0).then_some(validity);
+        if validity.as_ref().is_some_and(|bits| bits.len() < rows.div_ceil(8)) {
+            return Err("its validity is cut off".to_owned());
+        }
+        let array = ArrayDataBuilder::new(kind.clone()).len(rows).null_bit_buffer(validity);
+        let array = match kind {
+            DataType::Binary | DataType::Utf8 => {
+                let ends = self.buffer()?;
+                array.add_buffer(ends).add_buffer(self.buffer()?)
+            }
+            DataType::List(field) => {
+                let ends = self.buffer()?;
+                array.add_buffer(ends).add_child_data(self.next(field.data_type())?)
+            }
+            DataType::Struct(fields) => {
+                let children = fields.iter().map(|field| self.next(field.data_type()));
+                array.child_data(children.collect::<Result<_, _>>()?)
+            }
+            _ => array.add_buffer(self.buffer()?),
+        };
+        array.align_buffers(true).build().map_err(|error| error.to_string())
+    }
+
+    fn buffer(&mut self) -> Result<Buffer, String> {
+        let place = self.buffers.next().ok_or("it is missing")?;
+        let range = usize::try_from(place.offset()).ok().zip(usize::try_from(place.length()).ok());
+        let range = range.and_then(|(at, length)| Some(at..at.checked_add(length)?));
+        let bytes = range.and_then(|range| self.body.get(range)).ok_or("it is cut off")?;
+        if bytes.is_empty() || !self.compressed {
+            return Ok(Buffer::from(bytes));
+        }
+        let (length, frame) = bytes.split_first_chunk::<8>().ok_or("it is cut off")?;
+        let length = i64::from_le_bytes(*length);
+        if length == NOT_COMPRESSED {
+            return Ok(Buffer::from(frame));
+        }
+        let length = usize::try_from(length).ok().filter(|l| *l <= frame.len() * MAX_RATIO);
+        decompress(frame, length.ok_or("its length cannot be")?).map(Buffer::from_vec)
+    }
+}
+
+/// The `length` bytes that a frame holds.
+fn decompress(frame: &[u8], length: usize) -> Result<Vec<u8>, String> {
+    let Some(mut rest) = frame.strip_prefix(&FRAME_HEADER) else {
+        let mut bytes = Vec::with_capacity(length);
+        let frame = lz4_flex::frame::FrameDecoder::new(frame);
+        let read = frame.take(length as u64 + 1).read_to_end(&mut bytes);
+        return match read {
+            Ok(read) if read == length => Ok(bytes),
+            Ok(read) => Err(format!("it has {read} bytes instead of {length}")),
+            Err(error) => Err(error.to_string()),
+        };
+    };
+    let mut bytes = vec![0; length];
+    let mut at = 0;
+    loop {
+        let (word, after) = rest.split_first_chunk::<4>().ok_or("it is cut off")?;
+        let word = u32::from_le_bytes(*word);
+        if word == 0 {
+            break;
+        }
+        let block = (word & !STORED) as usize;
+        let (block, after) = after.split_at_checked(block).ok_or("it is cut off")?;
+        rest = after;
+        let to = &mut bytes[at..];
+        at += if word & STORED != 0 {
+            let to = to.get_mut(..block.len()).ok_or("it is too long")?;
+            to.copy_from_slice(block);
+            block.len()
+        } else {
+            lz4_flex::block::decompress_into(block, to).map_err(|error| error.to_string())?
+        };
+    }
+    match at == length {
+        true => Ok(bytes),
+        false => Err(format!("it has {at} bytes instead of {length}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::builder::{BinaryBuilder, ListBuilder, StringBuilder, StructBuilder};
+    use arrow_array::{TimestampMillisecondArray, UInt64Array};
+    use arrow_ipc::reader::StreamReader;
+    use arrow_ipc::writer::{IpcWriteOptions, StreamWriter};
+    use arrow_schema::{Field, Fields};
+    use arrow_select::concat::concat_batches;
+
+    use super::*;
+
+    /// Rows of all types that files have.
+    fn rows(random: &mut fastrand::Rng, n: usize) -> RecordBatch {
+        let headers = Fields::from(vec![
+            Field::new("name", DataType::Utf8, false),
+            Field::new("value", DataType::Binary, true),
+        ]);
+        let (mut values, mut lists) =
+            (BinaryBuilder::new(), ListBuilder::new(StructBuilder::from_fields(headers, 0)));
+        let plain = random.bool();
+        for _ in 0..n {
+            let length = random.usize(..300);
+            let byte = random.u8(..);
+            let value: Vec<u8> = match random.u8(..3) {
+                0 => vec![byte; length],
+                1 => (0..length).map(|_| random.u8(..)).collect(),
+                _ => b"abcdefgh".repeat(length / 8),
+            };
+            values.append_option((plain || random.u8(..9) > 0).then_some(value));
+            for _ in 0..random.usize(..3) {
+                let entry = lists.values();
+                let name = entry.field_builder::<StringBuilder>(0).unwrap();
+                name.append_value(format!("n{byte}"));
+                let value = entry.field_builder::<BinaryBuilder>(1).unwrap();
+                value.append_option(random.bool().then_some([byte]));
+                entry.append(true);
+            }
+            lists.append(true);
+        }
+        let base = random.u64(..1 << 50);
+        let numbers: UInt64Array = (base..base + n as u64).collect();
+        let times: TimestampMillisecondArray = (0..n).map(|_| random.bool().then_some(7)).collect();
+        RecordBatch::try_from_iter_with_nullable([
+            ("numbers", Arc::new(numbers) as ArrayRef, false),
+            ("values", Arc::new(values.finish()), true),
+            ("lists", Arc::new(lists.finish()), false),
+            ("times", Arc::new(times), true),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn arrow_reads_what_is_written_and_what_arrow_writes_is_read() {
+        let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
+        let seed = seed.unwrap_or_else(|| crate::clock::SystemClock::shared().random());
+        println!("ANABRANCH_SEED={seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut writer = BlockWriter::default();
+        for _ in 0..60 {
+            let parts: Vec<RecordBatch> = (0..random.usize(1..4))
+                .map(|_| {
+                    let n = random.usize(..1_200);
+                    let rows = rows(&mut random, n);
+                    let from = random.usize(..=n);
+                    rows.slice(from, random.usize(..=n - from))
+                })
+                .collect();
+            let schema = parts[0].schema();
+            let whole = concat_batches(&schema, &parts).unwrap();
+            let message = writer.encode(&parts).unwrap();
+            let ours = [message.header, message.body].concat();
+            assert_eq!(message.rows, whole.num_rows());
+            assert_eq!(read(&ours, &schema).unwrap(), whole);
+
+            let options = IpcWriteOptions::default();
+            let options = options.try_with_compression(Some(CompressionType::LZ4_FRAME)).unwrap();
+            let mut stream =
+                StreamWriter::try_new_with_options(Vec::new(), &schema, options).unwrap();
+            let begin = stream.get_ref().len();
+            stream.write(&whole).unwrap();
+            let theirs = stream.get_ref().clone();
+            assert_eq!(read(&theirs[begin..], &schema).unwrap(), whole);
+
+            let swapped = [&theirs[..begin], &ours].concat();
+            let mut back = StreamReader::try_new(&swapped[..], None).unwrap();
+            assert_eq!(back.next().unwrap().unwrap(), whole);
+
+            // Whatever is changed, it is refused or is something else, and nobody panics.
+            let mut bad = ours;
+            for _ in 0..20 {
+                let at = random.usize(..bad.len());
+                bad[at] ^= 1 << random.u8(..8);
+                drop(read(&bad, &schema));
+                drop(read(&bad[..at], &schema));
+            }
+        }
+    }
+}
