@@ -148,6 +148,11 @@ impl SegmentWriter {
         Ok(())
     }
 
+    /// Writes out what was gathered for a block.
+    pub fn flush(&mut self) -> Result<(), SegmentError> {
+        Ok(self.file.as_mut().map_or(Ok(()), SegmentFile::flush)?)
+    }
+
     /// Makes the file durable; `None` if there was no record, and then nothing was reserved.
     pub fn finish(self) -> Result<Option<SealedSegment>, SegmentError> {
         let Some(file) = self.file else { return Ok(None) };

@@ -249,7 +249,8 @@ impl SegmentFile {
         self.entry.size_bytes + self.pending_bytes as u64
     }
 
-    fn flush(&mut self) -> Result<(), ArrowFileError> {
+    /// Writes out what was gathered for a block.
+    pub(super) fn flush(&mut self) -> Result<(), ArrowFileError> {
         let parts = std::mem::take(&mut self.pending);
         let (Some((first, _)), Some((last, records))) = (parts.first(), parts.last()) else {
             return Ok(());

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use arrow_array::{Array, BinaryArray};
 use arrow_buffer::ScalarBuffer;
-use crossbeam_channel::{Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -342,38 +342,65 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Threads that compress, write and sync the files of replays beside the workers.
 pub struct FileWriters {
-    jobs: Mutex<Option<Sender<Job>>>,
+    writes: Mutex<Option<Sender<Job>>>,
+    /// One for each thread that syncs.
+    syncs: Mutex<Vec<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl FileWriters {
-    /// `count` threads.
+    /// `count` threads that write, and as many that wait for the disk.
     ///
     /// # Errors
     /// When the machine gives no threads.
     pub fn start(count: usize) -> std::io::Result<Self> {
-        let (jobs, queue) = unbounded::<Job>();
         let mut threads = Vec::new();
-        for i in 0..count {
-            let queue = queue.clone();
-            let thread = std::thread::Builder::new().name(format!("file-writer-{i}"));
+        let mut thread = |name: String, queue: Receiver<Job>| -> std::io::Result<()> {
+            let thread = std::thread::Builder::new().name(name);
             threads.push(thread.spawn(move || queue.iter().for_each(|job| job()))?);
+            Ok(())
+        };
+        let (writes, queue) = unbounded::<Job>();
+        let mut syncs = Vec::new();
+        for i in 0..count {
+            thread(format!("file-writer-{i}"), queue.clone())?;
+            let (sync, queue) = unbounded::<Job>();
+            thread(format!("file-sync-{i}"), queue)?;
+            syncs.push(sync);
         }
-        Ok(Self { jobs: Mutex::new(Some(jobs)), threads: Mutex::new(threads) })
+        let (writes, syncs) = (Mutex::new(Some(writes)), Mutex::new(syncs));
+        Ok(Self { writes, syncs, threads: Mutex::new(threads) })
     }
 
     /// Runs `job` soon; never after [`FileWriters::close`].
     pub fn submit(&self, job: Job) {
-        if let Some(jobs) = &*self.jobs.lock() {
+        if let Some(writes) = &*self.writes.lock() {
             // The threads end only once the sender is gone, so this reaches one of them.
-            drop(jobs.send(job));
+            drop(writes.send(job));
+        }
+    }
+
+    /// Runs `job`, which waits for the disk, soon: those of a partition in their order.
+    pub fn submit_sync(&self, partition: PartitionId, job: Job) {
+        let syncs = self.syncs.lock();
+        if let Some(sync) = syncs.get(partition.0 as usize % syncs.len().max(1)) {
+            drop(sync.send(job));
         }
     }
 
     /// Ends the threads after the jobs that were submitted.
     pub fn close(&self) {
-        self.jobs.lock().take();
-        for thread in self.threads.lock().drain(..) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        self.writes.lock().take();
+        let (syncs, writers): (Vec<_>, Vec<_>) = threads.into_iter().partition(|thread| {
+            thread.thread().name().is_some_and(|name| name.starts_with("file-sync"))
+        });
+        // What is written goes on to be synced.
+        for thread in writers {
+            drop(thread.join());
+        }
+        self.syncs.lock().clear();
+        for thread in syncs {
             drop(thread.join());
         }
     }

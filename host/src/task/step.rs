@@ -1,9 +1,10 @@
 //! One task: consume, process, commit, a batch a step.
 //!
-//! At most one commit is under way; what later batches make gathers until it is durable and then goes
-//! as one. So commits grow with the load, and an idle task commits at once.
+//! At most one commit to the head is under way; what later batches make gathers until it is durable and
+//! then goes as one. So commits grow with the load, and an idle task commits at once. Of commits to files
+//! one is written while the one before it is synced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +54,17 @@ impl From<CommitError> for Refused {
     }
 }
 
-type Outgoing = Arc<Mutex<Option<Result<(), Refused>>>>;
+/// Commits to files that may be under way: one that is written, and one that is synced.
+const FILE_COMMITS: usize = 2;
+
+/// A commit under way.
+#[derive(Default)]
+struct Outgoing {
+    /// Whether all that takes memory and processor time is done, so that the next one may follow.
+    written: AtomicBool,
+    /// Its result once it has one.
+    result: Mutex<Option<Result<(), Refused>>>,
+}
 
 /// A task, as workers step it.
 pub struct Task {
@@ -72,8 +83,8 @@ struct Running {
     cursor: Cursor,
     /// The bytes of the cursor that the last commit sent off writes.
     sent: Option<Vec<u8>>,
-    /// The commit under way, and its result once it has one.
-    outgoing: Option<Outgoing>,
+    /// The commits under way, the oldest first.
+    outgoing: VecDeque<Arc<Outgoing>>,
     /// Whether a checkpoint is being written.
     checkpointing: Arc<AtomicBool>,
     /// Whether there may be records left from before the generation that is followed began: its
@@ -109,7 +120,7 @@ impl Task {
             pending: Pending::default(),
             cursor,
             sent: self.shared.cursor_bytes(),
-            outgoing: None,
+            outgoing: VecDeque::new(),
             checkpointing: Arc::default(),
             before_leader: true,
         })
@@ -124,24 +135,27 @@ impl Task {
             self.running = Some(self.start()?);
         }
         let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
-        if let Some(outgoing) = &running.outgoing {
-            let result = outgoing.lock().take();
+        let mut committed = false;
+        while let Some(outgoing) = running.outgoing.front() {
+            let result = outgoing.result.lock().take();
             match result {
                 Some(Ok(())) => {
-                    running.outgoing = None;
-                    self.checkpoint_if_due();
+                    running.outgoing.pop_front();
+                    committed = true;
                 }
                 Some(Err(refused)) if refused.later => return Ok(self.block(refused.message)),
                 Some(Err(refused)) => return Err(Failure::Commit(refused.message)),
-                None => {}
+                None => break,
             }
         }
-        let Some(running) = &self.running else { return Ok(Stepped::Done) };
-        let busy = running.outgoing.is_some();
+        let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room());
+        if committed {
+            self.checkpoint_if_due();
+        }
         if self.shared.is_stopping() || self.shared.is_held() {
             return self.stand_still(busy);
         }
-        if busy && self.is_full() {
+        if !has_room && self.is_full() {
             return Ok(Stepped::Wait);
         }
         let bound = self.bound();
@@ -299,9 +313,9 @@ impl Task {
     ) -> Result<Stepped, Failure> {
         let full = self.is_full();
         let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
-        let busy = running.outgoing.is_some();
+        let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room());
         if moved {
-            if !busy && (running.cursor.head || full) && !self.send()? {
+            if has_room && (running.cursor.head || full) && !self.send()? {
                 return Ok(Stepped::Wait);
             }
             return Ok(Stepped::Again);
@@ -323,7 +337,7 @@ impl Task {
             self.shared.set_caught_up();
         }
         if !running.pending.is_empty() {
-            if !busy {
+            if has_room {
                 self.send()?;
             }
             return Ok(Stepped::Wait);
@@ -392,7 +406,7 @@ impl Task {
 
         let cursor_bytes = running.cursor.encode();
         let key = cursor_key(self.spec.generation, self.spec.partition);
-        let outgoing = Outgoing::default();
+        let outgoing = Arc::<Outgoing>::default();
         let parts = Parts {
             spec: Arc::clone(&self.spec),
             lanes,
@@ -404,25 +418,39 @@ impl Task {
             },
         };
         running.sent = Some(cursor_bytes.clone());
-        running.outgoing = Some(Arc::clone(&outgoing));
+        running.outgoing.push_back(Arc::clone(&outgoing));
         let cursor = running.cursor.clone();
-        let shared = Arc::clone(&self.shared);
+        let (shared, finished) = (Arc::clone(&self.shared), Arc::clone(&outgoing));
         let done = move |result: Result<(), Refused>| {
             if result.is_ok() {
                 shared.committed(cursor, cursor_bytes, version);
             }
-            *outgoing.lock() = Some(result);
+            *finished.result.lock() = Some(result);
             shared.wake();
         };
-        match way {
-            Way::Head => parts.through_head(&self.env, Box::new(done)),
-            _ => parts.through_files(&self.env, Box::new(done)),
+        if way == Way::Head {
+            parts.through_head(&self.env, Box::new(done));
+        } else {
+            let shared = Arc::clone(&self.shared);
+            let written = move || {
+                outgoing.written.store(true, Ordering::Release);
+                shared.wake();
+            };
+            parts.through_files(&self.env, Box::new(written), Box::new(done));
         }
         Ok(true)
     }
 }
 
 impl Running {
+    /// Whether another commit may be sent off.
+    fn has_room(&self) -> bool {
+        self.outgoing.back().is_none_or(|last| {
+            let files = !self.cursor.head && self.outgoing.len() < FILE_COMMITS;
+            files && last.written.load(Ordering::Acquire)
+        })
+    }
+
     /// Bytes of outputs and state changes that are not sent off.
     fn made_bytes(&self, shared: &TaskShared) -> usize {
         self.pending.bytes + shared.working.read().stores.uncommitted_bytes()
@@ -501,6 +529,12 @@ fn journal_append(spec: &TaskSpec, entry: &JournalEntry, cursor: &Cursor) -> App
     Append { log: spec.journal, partition: spec.partition, records }
 }
 
+impl From<SegmentError> for Refused {
+    fn from(error: SegmentError) -> Self {
+        Self { later: false, message: error.to_string() }
+    }
+}
+
 type Done = Box<dyn FnOnce(Result<(), Refused>) + Send>;
 
 /// A commit with the records that are still to be placed.
@@ -539,49 +573,76 @@ impl Parts {
         env.log.commit(self.commit, Box::new(done));
     }
 
-    fn through_files(self, env: &Arc<Environment>, done: Done) {
+    /// `written` is called once the records are let go of, `done` once they are durable.
+    fn through_files(self, env: &Arc<Environment>, written: Box<dyn FnOnce() + Send>, done: Done) {
         let mode = Arc::clone(&self.spec.mode);
         let done = move |result| {
             done(result);
             mode.end_files();
         };
-        let job_env = Arc::clone(env);
+        let (job_env, partition) = (Arc::clone(env), self.spec.partition);
         env.files.submit(Box::new(move || {
-            // A panic must not leave the task waiting for ever.
-            let written = catch_unwind(AssertUnwindSafe(|| self.write(&job_env)));
-            let written = written.unwrap_or_else(|_| {
-                let message =
-                    "a fault of the host while files were written: see its log".to_owned();
-                Err(Refused { later: false, message })
-            });
-            match written {
+            let files = match guarded(|| self.write(&job_env)) {
+                Ok(files) => files,
+                Err(refused) => return done(Err(refused)),
+            };
+            let env = Arc::clone(&job_env);
+            let sync = move || match guarded(|| files.sync()) {
                 Ok(commit) => {
                     crash_point("replay-files-written");
                     let done = move |result: Result<_, CommitError>| {
                         done(result.map(|_| ()).map_err(Refused::from));
                     };
-                    job_env.log.commit(commit, Box::new(done));
+                    env.log.commit(commit, Box::new(done));
                 }
-                Err(error) => done(Err(error)),
-            }
+                Err(refused) => done(Err(refused)),
+            };
+            // Before the next one may be written, which must come after.
+            job_env.files.submit_sync(partition, Box::new(sync));
+            written();
         }));
     }
 
-    /// Writes each lane to a file of its own and names them in the commit.
-    fn write(mut self, env: &Environment) -> Result<Commit, Refused> {
+    /// Writes each lane to a file of its own.
+    fn write(self, env: &Environment) -> Result<Files, Refused> {
+        let mut writers = Vec::new();
         for ((slot, partition), chunks) in self.lanes {
             let Some(log) = Self::log_of(&self.spec, slot) else { continue };
             let count: u64 = chunks.iter().map(|c| c.len() as u64).sum();
-            let failed = |e: SegmentError| Refused { later: false, message: e.to_string() };
             let reserved = env.log.reserve(log, PartitionId(partition), count);
             let mut writer = SegmentWriter::new(reserved.map_err(Refused::from)?);
             for records in &chunks {
-                writer.append(records).map_err(failed)?;
+                writer.append(records).map_err(Refused::from)?;
             }
-            self.commit.segments.extend(writer.finish().map_err(failed)?);
+            writer.flush().map_err(Refused::from)?;
+            writers.push(writer);
+        }
+        Ok(Files { writers, commit: self.commit })
+    }
+}
+
+/// Files that are written, and the commit that will name them.
+struct Files {
+    writers: Vec<SegmentWriter>,
+    commit: Commit,
+}
+
+impl Files {
+    /// Makes them durable.
+    fn sync(mut self) -> Result<Commit, Refused> {
+        for writer in self.writers {
+            self.commit.segments.extend(writer.finish().map_err(Refused::from)?);
         }
         Ok(self.commit)
     }
+}
+
+/// A panic must not leave the task waiting for ever.
+fn guarded<T>(work: impl FnOnce() -> Result<T, Refused>) -> Result<T, Refused> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        let message = "a fault of the host while files were written: see its log".to_owned();
+        Err(Refused { later: false, message })
+    })
 }
 
 /// Joins small chunks, so that one commit is few appends.
