@@ -4,7 +4,7 @@ use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
 use hashbrown::HashMap;
 
-use super::store::{Page, PageLimit, StoreSet};
+use super::store::{NO_ROW, Page, PageLimit, StoreSet};
 
 type Bytes = Box<[u8]>;
 
@@ -22,6 +22,8 @@ pub(super) struct CallChanges {
     pub(super) columns: Vec<(BinaryArray, BinaryArray)>,
     /// What came after `columns`.
     pub(super) entries: HashMap<Bytes, Option<Bytes>>,
+    /// The keys that were read last, if many, and their rows in the store: mostly those are written.
+    pub(super) asked: Option<(BinaryArray, Vec<u32>)>,
 }
 
 /// Rows from which on a put is kept as columns.
@@ -57,15 +59,20 @@ impl Overlay {
         keys: &BinaryArray,
         limit_bytes: usize,
     ) -> BinaryArray {
-        let changes = &*self.stores[store].entries();
+        let changes = &mut self.stores[store];
+        changes.entries();
+        let rows = base.rows_of(store, keys);
         let mut values = BinaryBuilder::with_capacity(keys.len(), keys.len() * 16);
         let mut bytes = 0;
-        for i in 0..keys.len() {
-            let key = keys.value(i);
-            let changed = if changes.is_empty() { None } else { changes.get(key) };
+        for (i, &row) in rows.iter().enumerate() {
+            let changed = match changes.entries.is_empty() {
+                true => None,
+                false => changes.entries.get(keys.value(i)),
+            };
             let value = match changed {
                 Some(change) => change.as_deref(),
-                None => base.get(store, key),
+                None if row == NO_ROW => None,
+                None => base.value_of(store, row),
             };
             values.append_option(value);
             bytes += value.map_or(0, <[u8]>::len);
@@ -73,6 +80,7 @@ impl Overlay {
                 break;
             }
         }
+        changes.asked = (keys.len() >= COLUMN_ROWS).then(|| (keys.clone(), rows));
         values.finish()
     }
 

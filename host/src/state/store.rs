@@ -7,11 +7,16 @@ use std::ops::Bound;
 use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
 use hashbrown::{DefaultHashBuilder, HashTable};
+use smallvec::SmallVec;
 
 use super::changes::changelog_key;
 use super::overlay::Overlay;
 
-type Bytes = Box<[u8]>;
+/// Bytes in place where they are few, so that most entries are a cache line.
+type Bytes = SmallVec<[u8; 16]>;
+
+/// Stands for a key that has no row.
+pub(super) const NO_ROW: u32 = u32::MAX;
 
 /// One entry. Without a value it was deleted, and the changelog does not say so yet.
 #[derive(Debug)]
@@ -50,6 +55,15 @@ impl Store {
         self.entries[row as usize].value.as_deref()
     }
 
+    /// The row of each key, or [`NO_ROW`]. In two passes, so that the memory of many keys is waited for
+    /// at once.
+    fn rows_of(&self, keys: &BinaryArray) -> Vec<u32> {
+        let hash = |i| self.hasher.hash_one(keys.value(i));
+        let hashes: Vec<u64> = (0..keys.len()).map(hash).collect();
+        let row = |(i, hash)| self.row(hash, keys.value(i)).unwrap_or(NO_ROW);
+        hashes.into_iter().enumerate().map(row).collect()
+    }
+
     /// Sets the value of `key`, or deletes it; `durable` when the changelog has it already.
     fn set(&mut self, key: &[u8], value: Option<&[u8]>, durable: bool) {
         let hash = self.hasher.hash_one(key);
@@ -58,11 +72,16 @@ impl Store {
             None if value.is_none() => return,
             None => self.insert(hash, key),
         };
+        self.set_row(row, key, value, durable);
+    }
+
+    /// Sets the value of `key`, which has `row`.
+    fn set_row(&mut self, row: u32, key: &[u8], value: Option<&[u8]>, durable: bool) {
         let entry = &mut self.entries[row as usize];
         let old_bytes = entry.value.as_ref().map(|old| old.len());
         match (&mut entry.value, value) {
             (Some(old), Some(new)) if old.len() == new.len() => old.copy_from_slice(new),
-            (slot, value) => *slot = value.map(Into::into),
+            (slot, value) => *slot = value.map(Bytes::from_slice),
         }
         let new_bytes = value.map_or(0, <[u8]>::len);
         if !durable && entry.changed {
@@ -79,7 +98,7 @@ impl Store {
                 self.len += 1;
                 self.size_bytes += key.len() as u64;
                 if let Some(index) = &mut self.index {
-                    index.insert(key.into());
+                    index.insert(Bytes::from_slice(key));
                 }
             }
             (Some(old), None) => {
@@ -98,7 +117,7 @@ impl Store {
 
     /// A new row without a value.
     fn insert(&mut self, hash: u64, key: &[u8]) -> u32 {
-        let entry = Entry { key: key.into(), value: None, changed: false };
+        let entry = Entry { key: Bytes::from_slice(key), value: None, changed: false };
         let row = match self.free.pop() {
             Some(row) => {
                 self.entries[row as usize] = entry;
@@ -130,9 +149,10 @@ impl Store {
         let key = |row: u32| &*self.entries[row as usize].key;
         // Most keys differ in their first bytes, which saves the way to the others.
         let first = |row: u32| {
-            let mut first = [0; 8];
-            first.iter_mut().zip(key(row)).for_each(|(to, from)| *to = *from);
-            (u64::from_be_bytes(first), row)
+            let (mut first, key) = ([0; 16], key(row));
+            let length = key.len().min(16);
+            first[..length].copy_from_slice(&key[..length]);
+            (u128::from_be_bytes(first), row)
         };
         let mut sorted: Vec<_> = self.changed.drain(..).map(first).collect();
         sorted.sort_unstable_by(|(a, x), (b, y)| a.cmp(b).then_with(|| key(*x).cmp(key(*y))));
@@ -165,7 +185,7 @@ pub struct PageLimit {
     pub bytes: usize,
 }
 
-/// Memory of an entry beside its key and value: its row, its place in the table, two allocations.
+/// Memory of an entry beside its key and value: its row, its place in the table, allocations if any.
 const ENTRY_BYTES: u64 = 64;
 
 /// All stores of a task, by the plugin's index of them.
@@ -186,6 +206,16 @@ impl StoreSet {
     /// When there is no store of that index, here and below: the plugin floor opens stores by name.
     pub fn get(&self, store: usize, key: &[u8]) -> Option<&[u8]> {
         self.stores[store].get(key)
+    }
+
+    /// The row of each key, or [`NO_ROW`]; they hold until a store changes.
+    pub(super) fn rows_of(&self, store: usize, keys: &BinaryArray) -> Vec<u32> {
+        self.stores[store].rows_of(keys)
+    }
+
+    /// The value in a row.
+    pub(super) fn value_of(&self, store: usize, row: u32) -> Option<&[u8]> {
+        self.stores[store].entries.get(row as usize)?.value.as_deref()
     }
 
     /// Whether there are no stores at all.
@@ -217,8 +247,19 @@ impl StoreSet {
     pub fn apply(&mut self, overlay: Overlay) {
         for (store, changes) in self.stores.iter_mut().zip(overlay.stores) {
             for (keys, values) in &changes.columns {
-                for i in 0..keys.len() {
-                    store.set(keys.value(i), Some(values.value(i)), false);
+                let same = |asked: &BinaryArray| {
+                    asked.value_offsets() == keys.value_offsets()
+                        && asked.value_data() == keys.value_data()
+                };
+                let rows = changes.asked.as_ref().filter(|(asked, _)| same(asked));
+                let rows = rows.map_or_else(|| store.rows_of(keys), |(_, rows)| rows.clone());
+                for (i, row) in rows.into_iter().enumerate() {
+                    let (key, value) = (keys.value(i), Some(values.value(i)));
+                    match row {
+                        // The same key may have come before.
+                        NO_ROW => store.set(key, value, false),
+                        row => store.set_row(row, key, value, false),
+                    }
                 }
             }
             for (key, value) in changes.entries {

@@ -35,6 +35,8 @@ pub(crate) struct Call {
     pub(crate) counters: RefCell<Vec<Rc<CounterCell>>>,
     pub(crate) gauges: RefCell<Vec<Rc<GaugeCell>>>,
     rejections: RefCell<Vec<Rejection>>,
+    /// Empty vectors for keys and values on their way to a store.
+    scratch: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Call {
@@ -49,7 +51,18 @@ impl Call {
             counters: RefCell::default(),
             gauges: RefCell::default(),
             rejections: RefCell::default(),
+            scratch: RefCell::default(),
         }
+    }
+
+    /// An empty vector that need not grow: give it back.
+    pub(crate) fn scratch(&self) -> Vec<u8> {
+        self.scratch.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_back(&self, mut bytes: Vec<u8>) {
+        bytes.clear();
+        self.scratch.borrow_mut().push(bytes);
     }
 
     /// Begins a call.
@@ -82,6 +95,18 @@ impl Call {
         })
     }
 
+    /// Whether there is a batch at hand; the error says that there must be.
+    pub(crate) fn check_input(&self) -> Result<()> {
+        if self.input.borrow().is_some() { Ok(()) } else { self.input().map(drop) }
+    }
+
+    /// The index of the record at hand, if one is.
+    #[inline]
+    pub(crate) fn index_or_none(&self) -> Option<usize> {
+        let index = self.index.get();
+        (index != NO_RECORD).then_some(index as usize)
+    }
+
     /// The index of the record at hand.
     #[inline]
     pub(crate) fn index(&self) -> Result<u32> {
@@ -94,8 +119,7 @@ impl Call {
     /// The key of the record at hand and of those after it, in one column, and the first of them.
     pub(crate) fn keys_from_here(&self) -> Option<(Rc<Input>, usize)> {
         let input = self.input.borrow().clone()?;
-        let index = self.index.get();
-        (index != NO_RECORD).then_some((input, index as usize))
+        Some((input, self.index_or_none()?))
     }
 
     pub(crate) fn enter(&self, index: usize) {

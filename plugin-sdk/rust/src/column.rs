@@ -76,6 +76,18 @@ impl Default for ColumnBuilder {
 }
 
 impl ColumnBuilder {
+    /// Room for so many entries of so many bytes together.
+    pub(crate) fn with_capacity(entries: usize, bytes: usize) -> Self {
+        let mut ends = Vec::with_capacity(entries + 1);
+        ends.push(0);
+        Self { ends, data: Vec::with_capacity(bytes), validity: None }
+    }
+
+    /// Room for what `before` held.
+    pub(crate) fn like(before: &Self) -> Self {
+        Self::with_capacity(before.len(), before.data.len())
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.ends.len() - 1
     }

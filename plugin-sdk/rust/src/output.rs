@@ -265,11 +265,17 @@ impl OutputBuffer {
 
     /// The output of this call, if anything was sent; headers go to the host. Empty afterwards.
     pub(crate) fn finish(&mut self, host: &dyn Host) -> Result<Option<bindings::Output>> {
-        let empty = Self { chooses_partitions: self.chooses_partitions, ..Self::new(&self.name) };
         if self.sources.is_empty() {
-            *self = empty;
             return Ok(None);
         }
+        // The next call mostly sends as much.
+        let empty = Self {
+            chooses_partitions: self.chooses_partitions,
+            sources: Vec::with_capacity(self.sources.len()),
+            keys: ColumnBuilder::like(&self.keys),
+            values: ColumnBuilder::like(&self.values),
+            ..Self::new(&self.name)
+        };
         let done = std::mem::replace(self, empty);
         if let Some(mut headers) = done.headers.filter(|headers| headers.names.len() > 0) {
             headers.ends.insert(0, 0);

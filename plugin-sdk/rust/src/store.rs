@@ -32,14 +32,20 @@ impl<K: Key, V: Format> Store<K, V> {
 
     /// The value of `key`, if there is one.
     pub fn get(&self, key: K::Ref<'_>) -> Result<Option<V::Owned>> {
-        self.with_key(key, |key, cache| cache.get(key, &self.call)?.map(V::decode).transpose())
+        self.with_key(key, |key, cache| {
+            let slot = cache.find(key, &self.call)?;
+            cache.value(slot).map(V::decode).transpose()
+        })
     }
 
     /// Sets the value of `key`.
     pub fn put(&self, key: K::Ref<'_>, value: V::Ref<'_>) -> Result<()> {
-        let mut bytes = Vec::new();
+        let mut bytes = self.call.scratch();
         let present = V::encode(value, &mut bytes)?;
-        self.with_key(key, |key, cache| cache.set(key, present.then_some(bytes), &self.call))
+        let value = present.then_some(bytes.as_slice());
+        self.with_key(key, |key, cache| cache.set(key, value, &self.call))?;
+        self.call.give_back(bytes);
+        Ok(())
     }
 
     /// Removes `key`, if it is there.
@@ -52,9 +58,18 @@ impl<K: Key, V: Format> Store<K, V> {
     where
         V::Owned: Default,
     {
-        let mut value = self.get(key)?.unwrap_or_default();
+        self.call.check_input()?;
+        let (slot, value) = self.with_key(key, |key, cache| {
+            let slot = cache.find(key, &self.call)?;
+            Ok((slot, cache.value(slot).map(V::decode).transpose()?))
+        })?;
+        let mut value = value.unwrap_or_default();
+        // May use the store itself.
         change(&mut value);
-        self.put(key, V::borrow(&value))?;
+        let mut bytes = self.call.scratch();
+        let present = V::encode(V::borrow(&value), &mut bytes)?;
+        self.cache.borrow_mut().set_at(slot, present.then_some(bytes.as_slice()));
+        self.call.give_back(bytes);
         Ok(value)
     }
 
@@ -105,9 +120,11 @@ impl<K: Key, V: Format> Store<K, V> {
         key: K::Ref<'_>,
         then: impl FnOnce(&[u8], &mut StoreCache) -> Result<R>,
     ) -> Result<R> {
-        let mut bytes = Vec::with_capacity(32);
+        let mut bytes = self.call.scratch();
         K::encode(key, &mut bytes);
-        then(&bytes, &mut self.cache.borrow_mut())
+        let done = then(&bytes, &mut self.cache.borrow_mut());
+        self.call.give_back(bytes);
+        done
     }
 }
 

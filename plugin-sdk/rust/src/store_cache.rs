@@ -2,6 +2,8 @@
 //!
 //! Reads come from the cache, or from the host in one crossing for all keys of the batch as soon as the
 //! plugin is seen to look up its records' own keys. Writes stay until the end of the call (or a scan).
+//! Small keys and values lie in the entries themselves, and a batch's own keys leave with it unless they
+//! are few: what is read next then still lies in the processor's caches.
 //!
 //! **Invariant:** after `undo_record` the store reads as before the record. **Invariant:** what is in the
 //! cache is what the host would answer: values are kept encoded, so nothing survives in memory that
@@ -11,6 +13,7 @@ use std::hash::BuildHasher;
 use std::rc::Rc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
+use smallvec::SmallVec;
 
 use crate::bindings::Page;
 use crate::call::Call;
@@ -21,9 +24,14 @@ use crate::{Error, Result};
 /// The cache is dropped after a call that leaves more than this in it.
 const MAX_ENTRIES: usize = 1 << 17;
 const MAX_BYTES: usize = 32 << 20;
+/// The same after a call whose keys were fetched together: the next one's will be, too.
+const MAX_PREFETCHED: usize = 1 << 10;
 
 /// Entries that a scan asks for at once.
 const SCAN_ENTRIES: u32 = 1024;
+
+/// Bytes in place where they are few.
+type Bytes = SmallVec<[u8; 24]>;
 
 /// What is known of the value of a key.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,21 +41,25 @@ enum Known {
     /// There is none.
     Absent,
     /// These bytes.
-    Value(Vec<u8>),
+    Value(Bytes),
 }
 
 impl Known {
     fn new(value: Option<&[u8]>) -> Self {
-        value.map_or(Self::Absent, |bytes| Self::Value(bytes.to_vec()))
+        value.map_or(Self::Absent, |bytes| Self::Value(Bytes::from_slice(bytes)))
+    }
+
+    fn bytes(&self) -> Option<&[u8]> {
+        if let Self::Value(bytes) = self { Some(bytes) } else { None }
     }
 
     fn size_bytes(&self) -> usize {
-        if let Self::Value(bytes) = self { bytes.len() } else { 0 }
+        self.bytes().map_or(0, <[u8]>::len)
     }
 }
 
 struct Entry {
-    key: Box<[u8]>,
+    key: Bytes,
     value: Known,
     /// Whether the host does not have this value yet.
     dirty: bool,
@@ -97,9 +109,13 @@ pub(crate) struct StoreCache {
     flushed_in_record: bool,
     /// Known once the plugin looked up a record's own key.
     shape: Option<KeyShape>,
-    /// Whether the keys of this batch were fetched.
-    prefetched: bool,
+    /// The slots of the batch's own keys once they were fetched, from record `prefetched_from` on.
+    prefetched: Option<Vec<u32>>,
+    prefetched_from: usize,
 }
+
+/// Stands for a record whose key cannot be one of the store.
+const NO_SLOT: u32 = u32::MAX;
 
 impl StoreCache {
     pub(crate) fn new(name: &str, host: Rc<dyn Host>) -> Self {
@@ -115,31 +131,40 @@ impl StoreCache {
             undo: Vec::new(),
             flushed_in_record: false,
             shape: None,
-            prefetched: false,
+            prefetched: None,
+            prefetched_from: 0,
         }
     }
 
-    /// The value of `key`.
-    pub(crate) fn get(&mut self, key: &[u8], call: &Call) -> Result<Option<&[u8]>> {
-        let slot = self.slot(key);
+    /// Where `key` is, its value known; it stays there until the call ends.
+    pub(crate) fn find(&mut self, key: &[u8], call: &Call) -> Result<usize> {
+        let slot = self.slot(key, call.index_or_none());
         if self.entries[slot].value == Known::Nothing {
             self.fetch(slot, call)?;
         }
-        match &self.entries[slot].value {
-            Known::Value(bytes) => Ok(Some(bytes)),
-            Known::Absent | Known::Nothing => Ok(None),
-        }
+        Ok(slot)
+    }
+
+    /// The value at a slot that was found.
+    pub(crate) fn value(&self, slot: usize) -> Option<&[u8]> {
+        self.entries[slot].value.bytes()
     }
 
     /// Sets the value of `key`; `None` deletes it.
-    pub(crate) fn set(&mut self, key: &[u8], value: Option<Vec<u8>>, call: &Call) -> Result<()> {
-        call.input()?;
-        let slot = self.slot(key);
+    pub(crate) fn set(&mut self, key: &[u8], value: Option<&[u8]>, call: &Call) -> Result<()> {
+        call.check_input()?;
+        let slot = self.slot(key, call.index_or_none());
+        self.set_at(slot, value);
+        Ok(())
+    }
+
+    /// Sets the value at a slot that was found.
+    pub(crate) fn set_at(&mut self, slot: usize, value: Option<&[u8]>) {
         let entry = &mut self.entries[slot];
-        let value = value.map_or(Known::Absent, Known::Value);
-        if entry.value == value {
-            return Ok(());
+        if entry.value != Known::Nothing && entry.value.bytes() == value {
+            return;
         }
+        let value = Known::new(value);
         self.size_bytes += value.size_bytes();
         self.size_bytes = self.size_bytes.saturating_sub(entry.value.size_bytes());
         let value = std::mem::replace(&mut entry.value, value);
@@ -148,12 +173,11 @@ impl StoreCache {
             entry.dirty = true;
             self.dirty.push(slot);
         }
-        Ok(())
     }
 
     /// Entries from `start`, as the host's store has them with all changes so far.
     pub(crate) fn scan(&mut self, start: &[u8], end: Option<&[u8]>, call: &Call) -> Result<Page> {
-        call.input()?;
+        call.check_input()?;
         let number = self.number()?;
         self.flush_in_record(number);
         Ok(self.host.scan(number, start, end, SCAN_ENTRIES))
@@ -190,8 +214,8 @@ impl StoreCache {
             let number = self.number().unwrap_or_else(|error| panic!("{error}"));
             self.flush(number);
         }
-        self.prefetched = false;
-        if self.entries.len() > MAX_ENTRIES || self.size_bytes > MAX_BYTES {
+        let most = if self.prefetched.take().is_some() { MAX_PREFETCHED } else { MAX_ENTRIES };
+        if self.entries.len() > most || self.size_bytes > MAX_BYTES {
             self.slots.clear();
             self.entries.clear();
             self.size_bytes = 0;
@@ -209,16 +233,26 @@ impl StoreCache {
         Ok(number)
     }
 
-    /// The slot of `key`, new if need be.
-    fn slot(&mut self, key: &[u8]) -> usize {
+    /// The slot of `key`, new if need be; mostly it is the own key of the record at hand.
+    fn slot(&mut self, key: &[u8], record: Option<usize>) -> usize {
+        if let (Some(slots), Some(record)) = (&self.prefetched, record) {
+            let own = record.checked_sub(self.prefetched_from).and_then(|i| slots.get(i));
+            let entry = own.and_then(|&slot| self.entries.get(slot as usize));
+            if let (Some(&slot), Some(entry)) = (own, entry)
+                && *entry.key == *key
+            {
+                return slot as usize;
+            }
+        }
         let hash = self.hasher.hash_one(key);
         let entries = &self.entries;
         if let Some(&slot) = self.slots.find(hash, |&slot| *entries[slot].key == *key) {
             return slot;
         }
         let slot = self.entries.len();
-        self.entries.push(Entry { key: key.into(), value: Known::Nothing, dirty: false });
+        let (key, value) = (Bytes::from_slice(key), Known::Nothing);
         self.size_bytes += key.len();
+        self.entries.push(Entry { key, value, dirty: false });
         let (entries, hasher) = (&self.entries, &self.hasher);
         self.slots.insert_unique(hash, slot, |&slot| hasher.hash_one(&*entries[slot].key));
         slot
@@ -238,20 +272,20 @@ impl StoreCache {
                 let mut encoded = Vec::new();
                 [KeyShape::Utf8, KeyShape::Bytes].into_iter().find(|shape| {
                     encoded.clear();
-                    shape.encode(own, &mut encoded) && encoded == *self.entries[slot].key
+                    shape.encode(own, &mut encoded) && *encoded == *self.entries[slot].key
                 })
             });
         }
-        if let Some((shape, here)) = self.shape.zip(here).filter(|_| !self.prefetched) {
-            self.prefetched = true;
+        if let Some((shape, here)) = self.shape.zip(here).filter(|_| self.prefetched.is_none()) {
             let known = self.entries.len();
+            let mut slots = Vec::with_capacity(keys.len() - here);
             let mut encoded = Vec::new();
             for i in here..keys.len() {
                 encoded.clear();
-                if keys.get(i).is_some_and(|key| shape.encode(key, &mut encoded)) {
-                    self.slot(&encoded);
-                }
+                let fits = keys.get(i).is_some_and(|key| shape.encode(key, &mut encoded));
+                slots.push(if fits { self.slot(&encoded, None) as u32 } else { NO_SLOT });
             }
+            (self.prefetched, self.prefetched_from) = (Some(slots), here);
             // Slots made just now are the keys not seen before; older ones may still be unasked.
             wanted.extend(known..self.entries.len());
         }
@@ -272,7 +306,7 @@ impl StoreCache {
     }
 
     fn keys_of(&self, slots: &[usize]) -> crate::bindings::BytesColumn {
-        let mut keys = ColumnBuilder::default();
+        let mut keys = ColumnBuilder::with_capacity(slots.len(), 16 * slots.len());
         slots.iter().for_each(|&slot| keys.push(Some(&self.entries[slot].key)));
         keys.finish()
     }
@@ -294,9 +328,11 @@ impl StoreCache {
     }
 
     fn flush(&mut self, number: u32) {
-        let (mut keys, mut values, mut deleted) =
-            (ColumnBuilder::default(), ColumnBuilder::default(), ColumnBuilder::default());
-        for slot in std::mem::take(&mut self.dirty) {
+        let rows = self.dirty.len();
+        let mut keys = ColumnBuilder::with_capacity(rows, 16 * rows);
+        let mut values = ColumnBuilder::with_capacity(rows, 16 * rows);
+        let mut deleted = ColumnBuilder::default();
+        for slot in self.dirty.drain(..) {
             let entry = &mut self.entries[slot];
             if !std::mem::take(&mut entry.dirty) {
                 continue;
