@@ -340,11 +340,13 @@ impl CommitMode {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads that compress, write and sync the files of replays beside the workers.
+/// Threads that compress, write and sync the files of replays, and write checkpoints, beside the workers.
 pub struct FileWriters {
     writes: Mutex<Option<Sender<Job>>>,
     /// One for each thread that syncs.
     syncs: Mutex<Vec<Sender<Job>>>,
+    /// For a thread of their own, as they take long.
+    checkpoints: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -368,8 +370,21 @@ impl FileWriters {
             thread(format!("file-sync-{i}"), queue)?;
             syncs.push(sync);
         }
-        let (writes, syncs) = (Mutex::new(Some(writes)), Mutex::new(syncs));
-        Ok(Self { writes, syncs, threads: Mutex::new(threads) })
+        let (checkpoints, queue) = unbounded::<Job>();
+        thread("checkpoint".to_owned(), queue)?;
+        Ok(Self {
+            writes: Mutex::new(Some(writes)),
+            syncs: Mutex::new(syncs),
+            checkpoints: Mutex::new(Some(checkpoints)),
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Runs `job`, which writes a checkpoint, when those before it are done.
+    pub fn submit_checkpoint(&self, job: Job) {
+        if let Some(checkpoints) = &*self.checkpoints.lock() {
+            drop(checkpoints.send(job));
+        }
     }
 
     /// Runs `job` soon; never after [`FileWriters::close`].
@@ -392,11 +407,12 @@ impl FileWriters {
     pub fn close(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
         self.writes.lock().take();
-        let (syncs, writers): (Vec<_>, Vec<_>) = threads.into_iter().partition(|thread| {
+        self.checkpoints.lock().take();
+        let (syncs, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|thread| {
             thread.thread().name().is_some_and(|name| name.starts_with("file-sync"))
         });
         // What is written goes on to be synced.
-        for thread in writers {
+        for thread in others {
             drop(thread.join());
         }
         self.syncs.lock().clear();

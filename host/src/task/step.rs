@@ -201,7 +201,7 @@ impl Task {
             return;
         }
         let (env, writing) = (Arc::clone(&self.env), Arc::clone(&running.checkpointing));
-        self.env.files.submit(Box::new(move || {
+        self.env.files.submit_checkpoint(Box::new(move || {
             // A panic must not leave the task without checkpoints for ever.
             let taken = catch_unwind(AssertUnwindSafe(|| state.take(&env)));
             writing.store(false, Ordering::Release);

@@ -93,7 +93,7 @@ impl ColumnBuilder {
     }
 
     pub(crate) fn push(&mut self, entry: Option<&[u8]>) {
-        self.data.extend_from_slice(entry.unwrap_or_default());
+        anabranch_key::append(&mut self.data, entry.unwrap_or_default());
         self.seal(entry.is_some());
     }
 

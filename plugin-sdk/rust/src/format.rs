@@ -66,7 +66,7 @@ impl Format for String {
     }
 
     fn encode(value: &str, out: &mut Vec<u8>) -> Result<bool> {
-        out.extend_from_slice(value.as_bytes());
+        anabranch_key::append(out, value.as_bytes());
         Ok(true)
     }
 
@@ -85,7 +85,7 @@ impl Format for Vec<u8> {
     }
 
     fn encode(value: &[u8], out: &mut Vec<u8>) -> Result<bool> {
-        out.extend_from_slice(value);
+        anabranch_key::append(out, value);
         Ok(true)
     }
 

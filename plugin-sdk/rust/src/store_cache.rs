@@ -10,10 +10,10 @@
 //! would not survive in the store.
 
 use std::hash::BuildHasher;
+use std::ops::Deref;
 use std::rc::Rc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
-use smallvec::SmallVec;
 
 use crate::bindings::Page;
 use crate::call::Call;
@@ -30,11 +30,43 @@ const MAX_PREFETCHED: usize = 1 << 10;
 /// Entries that a scan asks for at once.
 const SCAN_ENTRIES: u32 = 1024;
 
-/// Bytes in place where they are few.
-type Bytes = SmallVec<[u8; 24]>;
+/// Bytes that lie in place where they are few.
+#[derive(Debug, Clone)]
+enum Bytes {
+    Few(u8, [[u8; 8]; 3]),
+    Many(Box<[u8]>),
+}
+
+impl Bytes {
+    fn new(bytes: &[u8]) -> Self {
+        let mut few = [[0; 8]; 3];
+        if bytes.len() > few.as_flattened().len() {
+            return Self::Many(bytes.into());
+        }
+        // In words, as `anabranch_key::append` does.
+        let (words, rest) = bytes.as_chunks();
+        few.iter_mut().zip(words).for_each(|(to, word)| *to = *word);
+        if let Some(last) = few.get_mut(words.len()) {
+            last.iter_mut().zip(rest).for_each(|(to, byte)| *to = *byte);
+        }
+        Self::Few(bytes.len() as u8, few)
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Few(length, few) => &few.as_flattened()[..usize::from(*length)],
+            Self::Many(bytes) => bytes,
+        }
+    }
+}
 
 /// What is known of the value of a key.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 enum Known {
     /// Not asked yet.
     Nothing,
@@ -46,7 +78,11 @@ enum Known {
 
 impl Known {
     fn new(value: Option<&[u8]>) -> Self {
-        value.map_or(Self::Absent, |bytes| Self::Value(Bytes::from_slice(bytes)))
+        value.map_or(Self::Absent, |bytes| Self::Value(Bytes::new(bytes)))
+    }
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
     }
 
     fn bytes(&self) -> Option<&[u8]> {
@@ -139,7 +175,7 @@ impl StoreCache {
     /// Where `key` is, its value known; it stays there until the call ends.
     pub(crate) fn find(&mut self, key: &[u8], call: &Call) -> Result<usize> {
         let slot = self.slot(key, call.index_or_none());
-        if self.entries[slot].value == Known::Nothing {
+        if self.entries[slot].value.is_nothing() {
             self.fetch(slot, call)?;
         }
         Ok(slot)
@@ -161,7 +197,7 @@ impl StoreCache {
     /// Sets the value at a slot that was found.
     pub(crate) fn set_at(&mut self, slot: usize, value: Option<&[u8]>) {
         let entry = &mut self.entries[slot];
-        if entry.value != Known::Nothing && entry.value.bytes() == value {
+        if !entry.value.is_nothing() && entry.value.bytes() == value {
             return;
         }
         let value = Known::new(value);
@@ -250,7 +286,7 @@ impl StoreCache {
             return slot;
         }
         let slot = self.entries.len();
-        let (key, value) = (Bytes::from_slice(key), Known::Nothing);
+        let (key, value) = (Bytes::new(key), Known::Nothing);
         self.size_bytes += key.len();
         self.entries.push(Entry { key, value, dirty: false });
         let (entries, hasher) = (&self.entries, &self.hasher);
@@ -315,7 +351,7 @@ impl StoreCache {
     /// read first, or it could not be undone.
     fn flush_in_record(&mut self, number: u32) {
         let unread: Vec<usize> =
-            (0..self.undo.len()).filter(|&i| self.undo[i].value == Known::Nothing).collect();
+            (0..self.undo.len()).filter(|&i| self.undo[i].value.is_nothing()).collect();
         if !unread.is_empty() {
             let slots: Vec<usize> = unread.iter().map(|&i| self.undo[i].slot).collect();
             let values = self.host.get_many(number, &self.keys_of(&slots));

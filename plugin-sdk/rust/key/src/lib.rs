@@ -229,12 +229,30 @@ pub fn push_utf8(out: &mut Vec<u8>, text: &str) {
 fn push_terminated(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut rest = bytes;
     while let Some(zero) = rest.iter().position(|&b| b == 0) {
-        out.extend_from_slice(&rest[..=zero]);
+        append(out, &rest[..=zero]);
         out.push(ESCAPE);
         rest = &rest[zero + 1..];
     }
-    out.extend_from_slice(rest);
+    append(out, rest);
     out.push(0);
+}
+
+/// Appends `bytes`. In a sandbox a copy whose length the compiler does not know is a call to the host,
+/// which for a few bytes costs more than all else that is done with them: these are moved in words.
+#[inline]
+pub fn append(out: &mut Vec<u8>, bytes: &[u8]) {
+    const FEW: usize = 40;
+    if bytes.len() > FEW {
+        return out.extend_from_slice(bytes);
+    }
+    let (words, rest) = bytes.as_chunks::<8>();
+    out.reserve(bytes.len());
+    for word in words {
+        out.extend_from_slice(word);
+    }
+    for &byte in rest {
+        out.push(byte);
+    }
 }
 
 /// Appends an integer: its length and sign in the type byte, then the shortest big-endian form, of
