@@ -2,16 +2,17 @@
 //!
 //! The same pipeline twice, through a real host and HTTP: once with the plugins of plugins/bench as
 //! WebAssembly, once with the same code natively (`native`); and the calls alone, without a pipeline.
-//! Called with `serve`, this program is the host of either pipeline.
+//! Called with `serve`, this program is the host of either pipeline; with `compile-plugin`, its compiler.
 
 mod calls;
 mod native;
 
 use std::process::ExitCode;
 
-use anabranch::cli::{self, Cli, Command};
+use anabranch::cli::{self, Cli, Command, CompilePlugin};
 use anabranch::clock::SystemClock;
 use anabranch::config::Config;
+use anabranch::plugin::{self, ChildLimits};
 use anabranch::server;
 use clap::Parser as _;
 
@@ -21,6 +22,7 @@ const NATIVE: &str = "ANABRANCH_BENCH_NATIVE";
 fn main() -> ExitCode {
     let done = match std::env::args().nth(1).as_deref() {
         Some("serve") => serve(),
+        Some(plugin::SUBCOMMAND) => return compile(),
         _ => measure(),
     };
     match done {
@@ -41,6 +43,14 @@ fn serve() -> anyhow::Result<()> {
     config.data.dir = args.data.unwrap_or(config.data.dir);
     config.http.listen = args.listen.unwrap_or(config.http.listen);
     Ok(server::serve(config, SystemClock::shared(), false, true)?)
+}
+
+/// A host compiles plugins in a child of its own program.
+fn compile() -> ExitCode {
+    let Some(Command::CompilePlugin(args)) = Cli::parse().command else { return ExitCode::FAILURE };
+    let CompilePlugin { work, memory_bytes, cpu_seconds, output_bytes } = args;
+    let limits = ChildLimits { memory_bytes, cpu_seconds, output_bytes };
+    ExitCode::from(plugin::child(work, limits))
 }
 
 fn measure() -> anyhow::Result<()> {

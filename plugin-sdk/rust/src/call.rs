@@ -35,8 +35,8 @@ pub(crate) struct Call {
     pub(crate) counters: RefCell<Vec<Rc<CounterCell>>>,
     pub(crate) gauges: RefCell<Vec<Rc<GaugeCell>>>,
     rejections: RefCell<Vec<Rejection>>,
-    /// Empty vectors for keys and values on their way to a store.
-    scratch: RefCell<Vec<Vec<u8>>>,
+    /// An empty vector that need not grow, for a value on its way to a store.
+    pub(crate) scratch: Cell<Vec<u8>>,
 }
 
 impl Call {
@@ -51,18 +51,8 @@ impl Call {
             counters: RefCell::default(),
             gauges: RefCell::default(),
             rejections: RefCell::default(),
-            scratch: RefCell::default(),
+            scratch: Cell::default(),
         }
-    }
-
-    /// An empty vector that need not grow: give it back.
-    pub(crate) fn scratch(&self) -> Vec<u8> {
-        self.scratch.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub(crate) fn give_back(&self, mut bytes: Vec<u8>) {
-        bytes.clear();
-        self.scratch.borrow_mut().push(bytes);
     }
 
     /// Begins a call.

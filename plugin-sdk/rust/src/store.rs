@@ -34,17 +34,18 @@ impl<K: Key, V: Format> Store<K, V> {
     pub fn get(&self, key: K::Ref<'_>) -> Result<Option<V::Owned>> {
         self.with_key(key, |key, cache| {
             let slot = cache.find(key, &self.call)?;
-            cache.value(slot).map(V::decode).transpose()
+            cache.value(slot, V::decode).transpose()
         })
     }
 
     /// Sets the value of `key`.
     pub fn put(&self, key: K::Ref<'_>, value: V::Ref<'_>) -> Result<()> {
-        let mut bytes = self.call.scratch();
+        let mut bytes = self.call.scratch.take();
         let present = V::encode(value, &mut bytes)?;
         let value = present.then_some(bytes.as_slice());
         self.with_key(key, |key, cache| cache.set(key, value, &self.call))?;
-        self.call.give_back(bytes);
+        bytes.clear();
+        self.call.scratch.set(bytes);
         Ok(())
     }
 
@@ -61,15 +62,16 @@ impl<K: Key, V: Format> Store<K, V> {
         self.call.check_input()?;
         let (slot, value) = self.with_key(key, |key, cache| {
             let slot = cache.find(key, &self.call)?;
-            Ok((slot, cache.value(slot).map(V::decode).transpose()?))
+            Ok((slot, cache.value(slot, V::decode).transpose()?))
         })?;
         let mut value = value.unwrap_or_default();
         // May use the store itself.
         change(&mut value);
-        let mut bytes = self.call.scratch();
+        let mut bytes = self.call.scratch.take();
         let present = V::encode(V::borrow(&value), &mut bytes)?;
         self.cache.borrow_mut().set_at(slot, present.then_some(bytes.as_slice()));
-        self.call.give_back(bytes);
+        bytes.clear();
+        self.call.scratch.set(bytes);
         Ok(value)
     }
 
@@ -120,10 +122,12 @@ impl<K: Key, V: Format> Store<K, V> {
         key: K::Ref<'_>,
         then: impl FnOnce(&[u8], &mut StoreCache) -> Result<R>,
     ) -> Result<R> {
-        let mut bytes = self.call.scratch();
+        let cache = &mut *self.cache.borrow_mut();
+        let mut bytes = std::mem::take(&mut cache.scratch);
         K::encode(key, &mut bytes);
-        let done = then(&bytes, &mut self.cache.borrow_mut());
-        self.call.give_back(bytes);
+        let done = then(&bytes, cache);
+        bytes.clear();
+        cache.scratch = bytes;
         done
     }
 }

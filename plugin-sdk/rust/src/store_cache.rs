@@ -10,7 +10,6 @@
 //! would not survive in the store.
 
 use std::hash::BuildHasher;
-use std::ops::Deref;
 use std::rc::Rc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
@@ -30,43 +29,60 @@ const MAX_PREFETCHED: usize = 1 << 10;
 /// Entries that a scan asks for at once.
 const SCAN_ENTRIES: u32 = 1024;
 
-/// Bytes that lie in place where they are few.
-#[derive(Debug, Clone)]
+/// Bytes that lie in place where they are few: in words that zeros fill up, so that they are compared
+/// and hashed as words, too.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Bytes {
-    Few(u8, [[u8; 8]; 3]),
+    Few(u8, [u64; 3]),
     Many(Box<[u8]>),
 }
 
 impl Bytes {
     fn new(bytes: &[u8]) -> Self {
-        let mut few = [[0; 8]; 3];
-        if bytes.len() > few.as_flattened().len() {
+        let mut few = [0; 3];
+        let (words, rest) = bytes.as_chunks::<8>();
+        if words.len() > few.len() || words.len() == few.len() && !rest.is_empty() {
             return Self::Many(bytes.into());
         }
-        // In words, as `anabranch_key::append` does.
-        let (words, rest) = bytes.as_chunks();
-        few.iter_mut().zip(words).for_each(|(to, word)| *to = *word);
+        few.iter_mut().zip(words).for_each(|(to, word)| *to = u64::from_le_bytes(*word));
         if let Some(last) = few.get_mut(words.len()) {
-            last.iter_mut().zip(rest).for_each(|(to, byte)| *to = *byte);
+            *last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
         }
         Self::Few(bytes.len() as u8, few)
     }
-}
 
-impl Deref for Bytes {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
+    fn len(&self) -> usize {
         match self {
-            Self::Few(length, few) => &few.as_flattened()[..usize::from(*length)],
-            Self::Many(bytes) => bytes,
+            Self::Few(length, _) => usize::from(*length),
+            Self::Many(bytes) => bytes.len(),
+        }
+    }
+
+    /// Appends the bytes to a column.
+    fn push_to(&self, column: &mut ColumnBuilder) {
+        match self {
+            Self::Few(length, few) => {
+                let few = few.map(u64::to_le_bytes);
+                column.push(Some(&few.as_flattened()[..usize::from(*length)]));
+            }
+            Self::Many(bytes) => column.push(Some(bytes)),
+        }
+    }
+
+    /// Calls `then` with the bytes.
+    fn with<R>(&self, then: impl FnOnce(&[u8]) -> R) -> R {
+        match self {
+            Self::Few(length, few) => {
+                let few = few.map(u64::to_le_bytes);
+                then(&few.as_flattened()[..usize::from(*length)])
+            }
+            Self::Many(bytes) => then(bytes),
         }
     }
 }
 
 /// What is known of the value of a key.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 enum Known {
     /// Not asked yet.
     Nothing,
@@ -85,12 +101,8 @@ impl Known {
         matches!(self, Self::Nothing)
     }
 
-    fn bytes(&self) -> Option<&[u8]> {
-        if let Self::Value(bytes) = self { Some(bytes) } else { None }
-    }
-
     fn size_bytes(&self) -> usize {
-        self.bytes().map_or(0, <[u8]>::len)
+        if let Self::Value(bytes) = self { bytes.len() } else { 0 }
     }
 }
 
@@ -143,6 +155,8 @@ pub(crate) struct StoreCache {
     undo: Vec<Undo>,
     /// Whether changes of the record at hand have reached the host.
     flushed_in_record: bool,
+    /// An empty vector that need not grow, for the key at hand.
+    pub(crate) scratch: Vec<u8>,
     /// Known once the plugin looked up a record's own key.
     shape: Option<KeyShape>,
     /// The slots of the batch's own keys once they were fetched, from record `prefetched_from` on.
@@ -166,6 +180,7 @@ impl StoreCache {
             dirty: Vec::new(),
             undo: Vec::new(),
             flushed_in_record: false,
+            scratch: Vec::new(),
             shape: None,
             prefetched: None,
             prefetched_from: 0,
@@ -174,22 +189,25 @@ impl StoreCache {
 
     /// Where `key` is, its value known; it stays there until the call ends.
     pub(crate) fn find(&mut self, key: &[u8], call: &Call) -> Result<usize> {
-        let slot = self.slot(key, call.index_or_none());
+        let slot = self.slot(Bytes::new(key), call.index_or_none());
         if self.entries[slot].value.is_nothing() {
             self.fetch(slot, call)?;
         }
         Ok(slot)
     }
 
-    /// The value at a slot that was found.
-    pub(crate) fn value(&self, slot: usize) -> Option<&[u8]> {
-        self.entries[slot].value.bytes()
+    /// What `read` makes of the value at a slot that was found.
+    pub(crate) fn value<R>(&self, slot: usize, read: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        match &self.entries[slot].value {
+            Known::Value(bytes) => Some(bytes.with(read)),
+            Known::Absent | Known::Nothing => None,
+        }
     }
 
     /// Sets the value of `key`; `None` deletes it.
     pub(crate) fn set(&mut self, key: &[u8], value: Option<&[u8]>, call: &Call) -> Result<()> {
         call.check_input()?;
-        let slot = self.slot(key, call.index_or_none());
+        let slot = self.slot(Bytes::new(key), call.index_or_none());
         self.set_at(slot, value);
         Ok(())
     }
@@ -197,10 +215,10 @@ impl StoreCache {
     /// Sets the value at a slot that was found.
     pub(crate) fn set_at(&mut self, slot: usize, value: Option<&[u8]>) {
         let entry = &mut self.entries[slot];
-        if !entry.value.is_nothing() && entry.value.bytes() == value {
+        let value = Known::new(value);
+        if entry.value == value {
             return;
         }
-        let value = Known::new(value);
         self.size_bytes += value.size_bytes();
         self.size_bytes = self.size_bytes.saturating_sub(entry.value.size_bytes());
         let value = std::mem::replace(&mut entry.value, value);
@@ -270,27 +288,26 @@ impl StoreCache {
     }
 
     /// The slot of `key`, new if need be; mostly it is the own key of the record at hand.
-    fn slot(&mut self, key: &[u8], record: Option<usize>) -> usize {
+    fn slot(&mut self, key: Bytes, record: Option<usize>) -> usize {
         if let (Some(slots), Some(record)) = (&self.prefetched, record) {
             let own = record.checked_sub(self.prefetched_from).and_then(|i| slots.get(i));
             let entry = own.and_then(|&slot| self.entries.get(slot as usize));
             if let (Some(&slot), Some(entry)) = (own, entry)
-                && *entry.key == *key
+                && entry.key == key
             {
                 return slot as usize;
             }
         }
-        let hash = self.hasher.hash_one(key);
+        let hash = self.hasher.hash_one(&key);
         let entries = &self.entries;
-        if let Some(&slot) = self.slots.find(hash, |&slot| *entries[slot].key == *key) {
+        if let Some(&slot) = self.slots.find(hash, |&slot| entries[slot].key == key) {
             return slot;
         }
         let slot = self.entries.len();
-        let (key, value) = (Bytes::new(key), Known::Nothing);
         self.size_bytes += key.len();
-        self.entries.push(Entry { key, value, dirty: false });
+        self.entries.push(Entry { key, value: Known::Nothing, dirty: false });
         let (entries, hasher) = (&self.entries, &self.hasher);
-        self.slots.insert_unique(hash, slot, |&slot| hasher.hash_one(&*entries[slot].key));
+        self.slots.insert_unique(hash, slot, |&slot| hasher.hash_one(&entries[slot].key));
         slot
     }
 
@@ -308,7 +325,8 @@ impl StoreCache {
                 let mut encoded = Vec::new();
                 [KeyShape::Utf8, KeyShape::Bytes].into_iter().find(|shape| {
                     encoded.clear();
-                    shape.encode(own, &mut encoded) && *encoded == *self.entries[slot].key
+                    shape.encode(own, &mut encoded)
+                        && Bytes::new(&encoded) == self.entries[slot].key
                 })
             });
         }
@@ -319,7 +337,10 @@ impl StoreCache {
             for i in here..keys.len() {
                 encoded.clear();
                 let fits = keys.get(i).is_some_and(|key| shape.encode(key, &mut encoded));
-                slots.push(if fits { self.slot(&encoded, None) as u32 } else { NO_SLOT });
+                slots.push(match fits {
+                    true => self.slot(Bytes::new(&encoded), None) as u32,
+                    false => NO_SLOT,
+                });
             }
             (self.prefetched, self.prefetched_from) = (Some(slots), here);
             // Slots made just now are the keys not seen before; older ones may still be unasked.
@@ -343,7 +364,7 @@ impl StoreCache {
 
     fn keys_of(&self, slots: &[usize]) -> crate::bindings::BytesColumn {
         let mut keys = ColumnBuilder::with_capacity(slots.len(), 16 * slots.len());
-        slots.iter().for_each(|&slot| keys.push(Some(&self.entries[slot].key)));
+        slots.iter().for_each(|&slot| self.entries[slot].key.push_to(&mut keys));
         keys.finish()
     }
 
@@ -375,10 +396,10 @@ impl StoreCache {
             }
             match &entry.value {
                 Known::Value(bytes) => {
-                    keys.push(Some(&entry.key));
-                    values.push(Some(bytes));
+                    entry.key.push_to(&mut keys);
+                    bytes.push_to(&mut values);
                 }
-                Known::Absent => deleted.push(Some(&entry.key)),
+                Known::Absent => entry.key.push_to(&mut deleted),
                 Known::Nothing => {}
             }
         }

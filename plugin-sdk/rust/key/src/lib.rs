@@ -228,13 +228,27 @@ pub fn push_utf8(out: &mut Vec<u8>, text: &str) {
 /// Appends `bytes`, each zero followed by 0xff, and a zero at the end.
 fn push_terminated(out: &mut Vec<u8>, bytes: &[u8]) {
     let mut rest = bytes;
-    while let Some(zero) = rest.iter().position(|&b| b == 0) {
+    while let Some(zero) = find_zero(rest) {
         append(out, &rest[..=zero]);
         out.push(ESCAPE);
         rest = &rest[zero + 1..];
     }
     append(out, rest);
     out.push(0);
+}
+
+/// The place of the first zero. Keys have none as a rule, and words tell so.
+fn find_zero(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let has_zero = |word: &[u8; 8]| {
+        let word = u64::from_ne_bytes(*word);
+        word.wrapping_sub(ONES) & !word & (ONES << 7) != 0
+    };
+    let (words, rest) = bytes.as_chunks::<8>();
+    if !words.iter().any(has_zero) && !rest.contains(&0) {
+        return None;
+    }
+    bytes.iter().position(|&byte| byte == 0)
 }
 
 /// Appends `bytes`. In a sandbox a copy whose length the compiler does not know is a call to the host,
@@ -246,13 +260,21 @@ pub fn append(out: &mut Vec<u8>, bytes: &[u8]) {
         return out.extend_from_slice(bytes);
     }
     let (words, rest) = bytes.as_chunks::<8>();
-    out.reserve(bytes.len());
+    out.reserve(bytes.len() + 8);
     for word in words {
         out.extend_from_slice(word);
     }
-    for &byte in rest {
-        out.push(byte);
+    if rest.is_empty() {
+        return;
     }
+    // A whole word for the rest, of which the end is cut off again.
+    let word = match bytes.last_chunk::<8>() {
+        Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * rest.len()),
+        None => rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
+    };
+    let end = out.len() + rest.len();
+    out.extend_from_slice(&word.to_le_bytes());
+    out.truncate(end);
 }
 
 /// Appends an integer: its length and sign in the type byte, then the shortest big-endian form, of
