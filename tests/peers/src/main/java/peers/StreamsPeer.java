@@ -52,7 +52,8 @@ final class StreamsPeer {
     /** Replays until {@code records} are committed; returns the seconds from the first record to that commit. */
     private static double replay(Cluster cluster, Path directory, String job, String name, long records)
             throws Exception {
-        String group = "streams-" + job + "-" + name;
+        // Of this process alone: what a group has committed outlives it.
+        String group = "streams-" + job + "-" + name + "-" + ProcessHandle.current().pid();
         cluster.deleteTopic(OUTPUT);
         cluster.createTopic(OUTPUT);
         AtomicReference<Throwable> failure = new AtomicReference<>();
