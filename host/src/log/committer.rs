@@ -546,7 +546,9 @@ fn stage(
 /// The same records without what their buffers hold beside them: builders leave kilobytes of room,
 /// and a slice holds all it was cut from.
 fn compact(records: Records, encoded: &[u8]) -> Records {
-    let held = records.keys.get_buffer_memory_size() + records.values.get_buffer_memory_size();
+    let headers = records.headers.as_ref().map_or(0, |h| h.as_list().get_buffer_memory_size());
+    let (keys, values) = (&records.keys, &records.values);
+    let held = keys.get_buffer_memory_size() + values.get_buffer_memory_size() + headers;
     match held > 2 * records.size_bytes() + 512 {
         true => codec::decode(encoded).map_or(records, |(exact, _)| exact),
         false => records,

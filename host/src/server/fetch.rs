@@ -94,6 +94,9 @@ pub async fn fetch(
             "a JSON array has an end; to follow, accept application/x-ndjson, text/event-stream or an Arrow stream",
         ));
     }
+    if follow && params.limit == Some(0) {
+        return Err(Problem::invalid("invalid_query", "limit=0 leaves nothing to follow"));
+    }
     let name = topic_name(&topic)?;
     let topic = app.blocking(move |registry| registry.topic_handle(&name)).await?;
     let count = topic.state().partitions;

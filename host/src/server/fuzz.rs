@@ -11,7 +11,7 @@ pub fn bodies(data: &[u8]) {
     let limits = Limits { key_bytes: 64, value_bytes: 256, header_bytes: 64 };
     for format in [TopicFormat::Json, TopicFormat::Utf8, TopicFormat::Bytes] {
         let decoder = Decoder { format, partitions: 3, limits, now_ms: 5 };
-        let arrow = decoder.arrow(data.to_vec().into(), 1 << 16);
+        let arrow = decoder.arrow(data, 1 << 16);
         for decoded in [decoder.ndjson(data, None), decoder.array(data, None), arrow] {
             match decoded {
                 Ok(decoded) => {

@@ -150,7 +150,7 @@ pub async fn produce(
         };
         let decoded = match kind {
             "application/json" => decoder.array(&body, raw.as_ref()),
-            ARROW_STREAM => decoder.arrow(body, max_bytes),
+            ARROW_STREAM => decoder.arrow(&body, max_bytes),
             _ => decoder.ndjson(&body, raw.as_ref()),
         }?;
         let (sender, answer) = oneshot::channel();

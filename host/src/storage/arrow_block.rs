@@ -277,6 +277,18 @@ pub fn read(message: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let (header, body) = rest.split_at_checked(header).ok_or("its header is cut off")?;
     let message = arrow_ipc::root_as_message(header).map_err(|error| error.to_string())?;
     let batch = message.header_as_record_batch().ok_or("it is no record batch")?;
+    read_batch(batch, body, schema)
+}
+
+/// Reads the columns of `schema` that `batch` finds in `body`; nothing of `body` is kept.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn read_batch(
+    batch: arrow_ipc::RecordBatch<'_>,
+    body: &[u8],
+    schema: &SchemaRef,
+) -> Result<RecordBatch, String> {
     let compressed = match batch.compression() {
         None => false,
         Some(how) if how.codec() == CompressionType::LZ4_FRAME => true,
@@ -295,6 +307,19 @@ pub fn read(message: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
     RecordBatch::try_new_with_options(SchemaRef::clone(schema), arrays, &options)
         .map_err(|error| error.to_string())
+}
+
+/// The bytes that the buffers of `batch` have when they are read, as they say themselves; what is read
+/// is never more.
+pub fn claimed_bytes(batch: arrow_ipc::RecordBatch<'_>, body: &[u8]) -> u64 {
+    let claimed = |place: &arrow_ipc::Buffer| {
+        let length = place.length().max(0) as u64;
+        let start = usize::try_from(place.offset()).ok().filter(|_| batch.compression().is_some());
+        let claim = start.and_then(|start| body.get(start..)?.first_chunk::<8>());
+        let claim = claim.map_or(0, |claim| i64::from_le_bytes(*claim).max(0) as u64);
+        claim.max(length)
+    };
+    batch.buffers().into_iter().flatten().map(claimed).fold(0, u64::saturating_add)
 }
 
 /// What is left of a message, column by column.
@@ -320,7 +345,7 @@ where
         }
         let array = ArrayDataBuilder::new(kind.clone()).len(rows).null_bit_buffer(validity);
         let array = match kind {
-            DataType::Binary | DataType::Utf8 => {
+            DataType::Binary | DataType::Utf8 | DataType::LargeBinary | DataType::LargeUtf8 => {
                 let ends = self.buffer()?;
                 array.add_buffer(ends).add_buffer(self.buffer()?)
             }
@@ -332,7 +357,8 @@ where
                 let children = fields.iter().map(|field| self.next(field.data_type()));
                 array.child_data(children.collect::<Result<_, _>>()?)
             }
-            _ => array.add_buffer(self.buffer()?),
+            kind if kind.primitive_width().is_some() => array.add_buffer(self.buffer()?),
+            kind => return Err(format!("columns of {kind} are not read")),
         };
         array.align_buffers(true).build().map_err(|error| error.to_string())
     }

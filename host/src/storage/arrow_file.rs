@@ -8,7 +8,6 @@
 //! **Invariant:** a file has its name only once it is complete and synced, and never changes then. No
 //! byte of a block is used before the block's crc32c was checked.
 
-use std::cell::RefCell;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,11 +82,6 @@ pub struct Block {
     pub rows: u64,
     /// What the writer said of it.
     pub metadata: Value,
-}
-
-thread_local! {
-    /// Blocks as they are read, before they are decompressed.
-    static COMPRESSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -321,17 +315,13 @@ impl ArrowFile {
     pub fn read(&self, index: usize) -> Result<RecordBatch, ArrowFileError> {
         let block = &self.blocks[index];
         let bad = |detail: &str| damaged(&self.path, &format!("block {index}: {detail}"));
-        COMPRESSED.with_borrow_mut(|bytes| {
-            let length = usize::try_from(block.length).map_err(|_| bad("its length cannot be"))?;
-            // What is left of another block need not be cleared.
-            bytes.resize(bytes.len().max(length), 0);
-            let bytes = &mut bytes[..length];
-            self.file.read_at(bytes, block.offset).map_err(disk("read", &self.path))?;
-            if crc32c::crc32c(bytes) != block.crc32c {
-                return Err(bad("its crc32c does not match"));
-            }
-            arrow_block::read(bytes, &self.schema).map_err(|detail| bad(&detail))
-        })
+        let length = usize::try_from(block.length).map_err(|_| bad("its length cannot be"))?;
+        let mut bytes = vec![0; length];
+        self.file.read_at(&mut bytes, block.offset).map_err(disk("read", &self.path))?;
+        if crc32c::crc32c(&bytes) != block.crc32c {
+            return Err(bad("its crc32c does not match"));
+        }
+        arrow_block::read(&bytes, &self.schema).map_err(|detail| bad(&detail))
     }
 }
 

@@ -16,6 +16,7 @@ pub mod fuzz;
 mod machine;
 mod store;
 
+pub use arrow_block::{claimed_bytes, read_batch};
 pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, TEMPORARY_SUFFIX,
 };

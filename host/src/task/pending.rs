@@ -6,6 +6,7 @@
 //! tasks are near the end: no log partition ever holds a file above a record of the head.
 
 use std::collections::{BTreeMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 
@@ -359,7 +360,9 @@ impl FileWriters {
         let mut threads = Vec::new();
         let mut thread = |name: String, queue: Receiver<Job>| -> std::io::Result<()> {
             let thread = std::thread::Builder::new().name(name);
-            threads.push(thread.spawn(move || queue.iter().for_each(|job| job()))?);
+            // A job that panics has said so; those behind it have waited long enough.
+            let run = |job: Job| drop(catch_unwind(AssertUnwindSafe(job)));
+            threads.push(thread.spawn(move || queue.iter().for_each(run))?);
             Ok(())
         };
         let (writes, queue) = unbounded::<Job>();

@@ -74,6 +74,13 @@ pub struct Task {
     running: Option<Running>,
 }
 
+/// Why a task lets go of what is not durable.
+enum Ending {
+    /// To begin again when it is woken.
+    Blocked(String),
+    Failed(Failure),
+}
+
 /// What a task has once its state is loaded.
 struct Running {
     source: Source,
@@ -85,6 +92,8 @@ struct Running {
     sent: Option<Vec<u8>>,
     /// The commits under way, the oldest first.
     outgoing: VecDeque<Arc<Outgoing>>,
+    /// Why it ends, once no commit is under way any more: one that is forgotten could still be taken.
+    ending: Option<Ending>,
     /// Whether a checkpoint is being written.
     checkpointing: Arc<AtomicBool>,
     /// Whether there may be records left from before the generation that is followed began: its
@@ -121,6 +130,7 @@ impl Task {
             cursor,
             sent: self.shared.cursor_bytes(),
             outgoing: VecDeque::new(),
+            ending: None,
             checkpointing: Arc::default(),
             before_leader: true,
         })
@@ -143,10 +153,24 @@ impl Task {
                     running.outgoing.pop_front();
                     committed = true;
                 }
-                Some(Err(refused)) if refused.later => return Ok(self.block(refused.message)),
-                Some(Err(refused)) => return Err(Failure::Commit(refused.message)),
+                Some(Err(Refused { later, message })) => {
+                    running.outgoing.pop_front();
+                    // What is refused after it is refused because of it.
+                    running.ending.get_or_insert_with(|| match later {
+                        true => Ending::Blocked(message),
+                        false => Ending::Failed(Failure::Commit(message)),
+                    });
+                }
                 None => break,
             }
+        }
+        if running.ending.is_some() && !running.outgoing.is_empty() {
+            return Ok(Stepped::Wait);
+        }
+        match running.ending.take() {
+            Some(Ending::Blocked(reason)) => return Ok(self.block(reason)),
+            Some(Ending::Failed(failure)) => return Err(failure),
+            None => {}
         }
         let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room());
         if committed {
@@ -459,15 +483,21 @@ impl Running {
 
 impl Step for Task {
     fn step(&mut self) -> Stepped {
-        match self.advance() {
-            Ok(stepped) => stepped,
+        let stepped = self.advance();
+        let busy = self.running.as_mut().filter(|running| !running.outgoing.is_empty());
+        match (stepped, busy) {
+            (Err(failure), Some(running)) => {
+                running.ending = Some(Ending::Failed(failure));
+                Stepped::Wait
+            }
+            (Ok(stepped), _) => stepped,
             // What was not committed is done again at the next start.
-            Err(Failure::Stopped) => {
+            (Err(Failure::Stopped), None) => {
                 self.running = None;
                 self.shared.set_run(RunState::Stopped(String::new()));
                 Stepped::Done
             }
-            Err(failure) => {
+            (Err(failure), None) => {
                 let (generation, partition) = (self.spec.generation, self.spec.partition);
                 tracing::error!(%generation, %partition, "task stopped: {failure}");
                 self.running = None;

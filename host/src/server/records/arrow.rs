@@ -4,7 +4,7 @@
 //!
 //! | column | types | null or missing |
 //! |---|---|---|
-//! | `value`, `key` | binary or utf8, plain, large or view | a tombstone; no key |
+//! | `value`, `key` | binary or utf8, plain or large | a tombstone; no key |
 //! | `timestamp` | timestamp of any unit, or int64 milliseconds | the host's time |
 //! | `headers` | list of struct of `name` utf8 and `value` binary | none |
 //! | `partition` | int32 or uint32 | that of the key |
@@ -15,24 +15,23 @@
 //! **Invariant:** all or nothing, as with JSON. Nothing of a stream is used before its sizes and its
 //! schema were checked; columns of another name or type are refused, never guessed at.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 
-use arrow_array::builder::BinaryBuilder;
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
     Int32Type, Int64Type, TimestampMicrosecondType, TimestampMillisecondType,
     TimestampNanosecondType, TimestampSecondType, UInt32Type,
 };
 use arrow_array::{Array, BinaryArray, Int64Array, RecordBatch};
-use arrow_buffer::{Buffer, OffsetBuffer};
-use arrow_ipc::reader::StreamDecoder;
+use arrow_buffer::OffsetBuffer;
+use arrow_ipc::Message;
 use arrow_ipc::writer::StreamWriter;
 use arrow_schema::{ArrowError, DataType, Schema, SchemaRef, TimeUnit};
-use bytes::Bytes;
 use serde::de::IgnoredAny;
 
-use super::decode::{DecodeError, Decoded, Decoder, Wrong};
+use super::decode::{DecodeError, Decoded, Decoder, HEADER_ENTRY_BYTES, Wrong};
 use crate::log::{TopicFormat as Format, segment_columns, segment_schema};
+use crate::storage::{claimed_bytes, read_batch};
 use crate::types::{Batch, Headers, PartitionId, Records, RecordsBuilder, concat_records};
 
 /// The media type of an Arrow stream.
@@ -42,43 +41,38 @@ pub const ARROW_STREAM: &str = "application/vnd.apache.arrow.stream";
 const MAX_COLUMNS: usize = 64;
 
 impl Decoder {
-    /// Records from an Arrow stream, whose buffers they share.
+    /// Records from an Arrow stream.
     ///
     /// # Errors
     /// Where the body is no such stream, is larger unpacked than `max_bytes`, or has other columns; and at
     /// the first record that is refused.
-    pub fn arrow(&self, body: Bytes, max_bytes: usize) -> Result<Decoded, DecodeError> {
+    pub fn arrow(&self, body: &[u8], max_bytes: usize) -> Result<Decoded, DecodeError> {
         let max_bytes = max_bytes.min(i32::MAX as usize);
-        let schema = check_frames(&body, max_bytes).map_err(in_batch(1))?;
-        let mut decoder = StreamDecoder::new();
-        let mut rest = Buffer::from(body);
-        let mut partitions = schema.column_with_name("partition").map(|_| Vec::new());
-        let (mut parts, mut count, mut bytes) = (Vec::new(), 0, 0);
+        let mut frames = Frames { rest: body, schema: None, unpacked: 0, max_bytes };
+        let (mut parts, mut partitions, mut count) = (Vec::new(), Vec::new(), 0);
         loop {
             let here = in_batch(parts.len() + 1);
-            let Some(rows) = decode(&mut decoder, &mut rest).map_err(&here)? else { break };
-            let records = self.columns(&rows, max_bytes).map_err(&here)?;
-            bytes += records.keys.value_data().len() + records.values.value_data().len();
-            if bytes > max_bytes {
-                return Err(here(too_large(max_bytes)));
-            }
+            let Some(rows) = frames.next().map_err(&here)? else { break };
+            let records = self.columns(&rows).map_err(&here)?;
             self.check(&records, count)?;
-            if let (Some(all), Some(column)) = (&mut partitions, rows.column_by_name("partition")) {
-                self.add_partitions(all, column)?;
+            if let Some(column) = rows.column_by_name("partition") {
+                self.add_partitions(&mut partitions, column)?;
             }
             count += records.len();
             parts.push(records);
         }
+        // All batches have the column or none has.
+        let partitions = (partitions.len() == count && count > 0).then_some(partitions);
         let records = concat_records(&parts).unwrap_or_else(|| RecordsBuilder::default().finish());
         Ok(Decoded { records, partitions })
     }
 
     /// The columns of a batch as those of records, without a copy where the types are the log's.
-    fn columns(&self, rows: &RecordBatch, max_bytes: usize) -> Result<Records, String> {
+    fn columns(&self, rows: &RecordBatch) -> Result<Records, String> {
         let n = rows.num_rows();
-        let bytes = |name| rows.column_by_name(name).map(|column| binary(column, max_bytes));
-        let values = bytes("value").ok_or("it has no column value")??;
-        let keys = bytes("key").unwrap_or_else(|| Ok(BinaryArray::new_null(n)))?;
+        let bytes = |name| rows.column_by_name(name).map(|column| binary(column));
+        let values = bytes("value").ok_or("it has no column value")?;
+        let keys = bytes("key").unwrap_or_else(|| BinaryArray::new_null(n));
         let timestamps = match rows.column_by_name("timestamp") {
             None => vec![self.now_ms; n].into(),
             Some(column) => {
@@ -127,7 +121,10 @@ impl Decoder {
         let key = records.keys.is_valid(row).then(|| records.keys.value(row));
         let value = records.values.is_valid(row).then(|| records.values.value(row));
         let header_bytes = records.headers.as_ref().map_or(0, |headers| {
-            headers.get(row).map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum()
+            let size = |(name, value): (&str, Option<&[u8]>)| {
+                HEADER_ENTRY_BYTES + name.len() + value.map_or(0, <[u8]>::len)
+            };
+            headers.get(row).map(size).sum()
         });
         let sizes = [
             ("key", key.map_or(0, <[u8]>::len), self.limits.key_bytes),
@@ -167,56 +164,69 @@ fn in_batch(number: usize) -> impl Fn(String) -> DecodeError {
     move |reason| Wrong::stream(reason).at("record batch", number)
 }
 
-/// Looks at the frames of a stream before anything of it is used: its schema, and how large it will be
-/// when it is unpacked, which every buffer says of itself.
-fn check_frames(body: &[u8], max_bytes: usize) -> Result<Schema, String> {
-    let mut schema = None;
-    let mut unpacked = 0_u64;
-    let mut rest = body;
-    while !rest.is_empty() {
-        let cut_off = match schema {
-            Some(_) => "the stream is cut off",
-            None => NO_STREAM,
-        };
-        let (word, after) = rest.split_first_chunk::<4>().ok_or(cut_off)?;
-        rest = after;
-        if word == &[0xff; 4] {
-            continue;
-        }
-        let length = u32::from_le_bytes(*word) as usize;
-        if length == 0 {
-            match rest.is_empty() {
-                true => break,
-                false => return Err("there are bytes after its end".to_owned()),
+/// What is left of a stream, message by message.
+struct Frames<'a> {
+    rest: &'a [u8],
+    /// Once its message was read.
+    schema: Option<SchemaRef>,
+    /// Bytes of all buffers so far, unpacked.
+    unpacked: u64,
+    max_bytes: usize,
+}
+
+impl<'a> Frames<'a> {
+    /// The next batch; `None` at the end, which may be left out.
+    fn next(&mut self) -> Result<Option<RecordBatch>, String> {
+        while let Some((message, body)) = self.message()? {
+            let Some(schema) = &self.schema else {
+                let schema = message.header_as_schema().ok_or("it does not begin with a schema")?;
+                // Arrow panics at types that it does not know.
+                let read = catch_unwind(|| arrow_ipc::convert::fb_to_schema(schema));
+                let read = read.map_err(|_| "its schema is none of Arrow's")?;
+                check_schema(&read)?;
+                self.schema = Some(read.into());
+                continue;
+            };
+            let batch = message.header_as_record_batch();
+            let batch = batch.ok_or("there is a message that is no record batch")?;
+            // Before memory is asked for.
+            self.unpacked = self.unpacked.saturating_add(claimed_bytes(batch, body));
+            if self.unpacked > self.max_bytes as u64 {
+                return Err(too_large(self.max_bytes));
             }
+            return read_batch(batch, body, schema).map(Some);
         }
-        let (message, after) = rest.split_at_checked(length).ok_or(cut_off)?;
-        let message = arrow_ipc::root_as_message(message).map_err(|_| NO_STREAM)?;
-        let length = usize::try_from(message.bodyLength()).map_err(|_| NO_STREAM)?;
-        let (data, after) = after.split_at_checked(length).ok_or(cut_off)?;
-        rest = after;
-        if schema.is_none() {
-            let first = message.header_as_schema().ok_or("it does not begin with a schema")?;
-            // Arrow panics at types that it does not know.
-            let read = catch_unwind(|| arrow_ipc::convert::fb_to_schema(first));
-            let read = read.map_err(|_| "its schema is none of Arrow's")?;
-            check_schema(&read)?;
-            schema = Some(read);
-        }
-        let Some(batch) = message.header_as_record_batch() else { continue };
-        if batch.compression().is_some() {
-            for buffer in batch.buffers().into_iter().flatten() {
-                let at = usize::try_from(buffer.offset()).ok();
-                let size = at.and_then(|at| data.get(at..)?.first_chunk::<8>());
-                let size = size.map_or(0, |size| i64::from_le_bytes(*size).max(0) as u64);
-                unpacked = unpacked.saturating_add(size);
-            }
-        }
-        if unpacked > max_bytes as u64 {
-            return Err(too_large(max_bytes));
+        match self.schema {
+            Some(_) => Ok(None),
+            None => Err("it is empty: there is no schema".to_owned()),
         }
     }
-    schema.ok_or_else(|| "it is empty: there is no schema".to_owned())
+
+    /// The next message and its body.
+    fn message(&mut self) -> Result<Option<(Message<'a>, &'a [u8])>, String> {
+        let cut_off = || match self.schema {
+            Some(_) => "the stream is cut off".to_owned(),
+            None => NO_STREAM.to_owned(),
+        };
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let rest = self.rest.strip_prefix(&[0xff; 4]).unwrap_or(self.rest);
+        let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(cut_off)?;
+        let length = u32::from_le_bytes(*length) as usize;
+        if length == 0 {
+            return match rest.is_empty() {
+                true => Ok(None),
+                false => Err("there are bytes after its end".to_owned()),
+            };
+        }
+        let (message, rest) = rest.split_at_checked(length).ok_or_else(cut_off)?;
+        let message = arrow_ipc::root_as_message(message).map_err(|_| NO_STREAM)?;
+        let length = usize::try_from(message.bodyLength()).map_err(|_| NO_STREAM)?;
+        let (body, rest) = rest.split_at_checked(length).ok_or_else(cut_off)?;
+        self.rest = rest;
+        Ok(Some((message, body)))
+    }
 }
 
 fn too_large(max_bytes: usize) -> String {
@@ -227,23 +237,9 @@ fn too_large(max_bytes: usize) -> String {
 
 const NO_STREAM: &str = "this is no Arrow stream (a file in Arrow's or Feather's format is none; pyarrow.ipc.new_stream writes one)";
 
-/// The next batch; `None` at the end of the stream.
-fn decode(decoder: &mut StreamDecoder, rest: &mut Buffer) -> Result<Option<RecordBatch>, String> {
-    // Arrow panics where a message is not what its schema says.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decoder.decode(rest)));
-    match decoded {
-        Ok(Ok(rows)) => Ok(rows),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("its columns are not those of its schema".to_owned()),
-    }
-}
-
 /// Refuses columns that records have not, and types that theirs cannot be made of.
 fn check_schema(schema: &Schema) -> Result<(), String> {
-    use DataType::{
-        Binary, BinaryView, Int32, Int64, LargeBinary, LargeUtf8, List, Timestamp, UInt32, Utf8,
-        Utf8View,
-    };
+    use DataType::{Binary, Int32, Int64, LargeBinary, LargeUtf8, List, Timestamp, UInt32, Utf8};
     let fields = schema.fields();
     if fields.len() > MAX_COLUMNS {
         return Err(format!("it has {} columns", fields.len()));
@@ -254,12 +250,12 @@ fn check_schema(schema: &Schema) -> Result<(), String> {
             return Err(format!("it has two columns {name}"));
         }
         let wanted = match (name, kind) {
-            ("key" | "value", Binary | Utf8 | LargeBinary | LargeUtf8 | BinaryView | Utf8View)
+            ("key" | "value", Binary | Utf8 | LargeBinary | LargeUtf8)
             | ("timestamp", Timestamp(..) | Int64)
             | ("partition", Int32 | UInt32)
             | ("offset", DataType::UInt64 | Int64) => continue,
             ("headers", List(item)) if is_header(item.data_type()) => continue,
-            ("key" | "value", _) => "binary or utf8",
+            ("key" | "value", _) => "binary or utf8 (or their large forms)",
             ("timestamp", _) => "a timestamp or int64 milliseconds",
             ("partition", _) => "int32 or uint32",
             ("offset", _) => "uint64 or int64",
@@ -285,35 +281,14 @@ fn is_header(kind: &DataType) -> bool {
 }
 
 /// A column of bytes or text as bytes.
-fn binary(column: &dyn Array, max_bytes: usize) -> Result<BinaryArray, String> {
+fn binary(column: &dyn Array) -> BinaryArray {
     match column.data_type() {
-        DataType::Binary => Ok(column.as_binary::<i32>().clone()),
-        DataType::Utf8 => Ok(BinaryArray::from(column.as_string::<i32>().clone())),
-        DataType::LargeBinary => copied(column.as_binary::<i64>().iter(), max_bytes),
-        DataType::LargeUtf8 => copied(texts(column.as_string::<i64>().iter()), max_bytes),
-        DataType::BinaryView => copied(column.as_binary_view().iter(), max_bytes),
-        _ => copied(texts(column.as_string_view().iter()), max_bytes),
+        DataType::Binary => column.as_binary::<i32>().clone(),
+        DataType::Utf8 => BinaryArray::from(column.as_string::<i32>().clone()),
+        DataType::LargeBinary => column.as_binary::<i64>().iter().collect(),
+        // No other passes `check_schema`; what is copied was counted as unpacked.
+        _ => column.as_string::<i64>().iter().collect(),
     }
-}
-
-fn texts<'a>(of: impl Iterator<Item = Option<&'a str>>) -> impl Iterator<Item = Option<&'a [u8]>> {
-    of.map(|text| text.map(str::as_bytes))
-}
-
-/// Views may share bytes, so that a small body may hold much.
-fn copied<'a>(
-    of: impl Iterator<Item = Option<&'a [u8]>>,
-    max_bytes: usize,
-) -> Result<BinaryArray, String> {
-    let (mut column, mut bytes) = (BinaryBuilder::new(), 0);
-    for entry in of {
-        bytes += entry.map_or(0, <[u8]>::len);
-        if bytes > max_bytes {
-            return Err(too_large(max_bytes));
-        }
-        column.append_option(entry);
-    }
-    Ok(column.finish())
 }
 
 /// A column of times in milliseconds, rounded down.
@@ -344,7 +319,9 @@ fn milliseconds(column: &dyn Array) -> Result<Int64Array, String> {
 /// A column of headers; `None` when no record has any.
 fn headers(column: &dyn Array) -> Result<Option<Headers>, String> {
     let lists = column.as_list::<i32>();
-    let entries = lists.values().as_struct();
+    let ends = lists.value_offsets();
+    let (from, to) = (ends[0], ends[lists.len()]);
+    let entries = lists.values().as_struct().slice(from as usize, (to - from) as usize);
     let names = entries.column(0).as_string::<i32>();
     if lists.null_count() > 0 || entries.null_count() > 0 || names.null_count() > 0 {
         return Err(
@@ -352,15 +329,11 @@ fn headers(column: &dyn Array) -> Result<Option<Headers>, String> {
                 .to_owned(),
         );
     }
-    let ends = lists.value_offsets();
-    let (from, to) = (ends[0], ends[lists.len()]);
     if from == to {
         return Ok(None);
     }
     let ends = OffsetBuffer::new(ends.iter().map(|end| end - from).collect());
-    let (from, length) = (from as usize, (to - from) as usize);
-    let values = entries.column(1).as_binary::<i32>();
-    Ok(Some(Headers::new(ends, names.slice(from, length), values.slice(from, length))))
+    Ok(Some(Headers::new(ends, names.clone(), entries.column(1).as_binary::<i32>().clone())))
 }
 
 /// Writes the records of one partition as an Arrow stream, piece by piece.
@@ -406,8 +379,9 @@ impl ArrowShower {
 mod tests {
     use std::sync::Arc;
 
-    use arrow_array::builder::StringViewBuilder;
-    use arrow_array::{ArrayRef, Int32Array, StringArray, TimestampMicrosecondArray};
+    use arrow_array::{
+        ArrayRef, Int32Array, LargeStringArray, StringArray, TimestampMicrosecondArray,
+    };
     use arrow_ipc::CompressionType;
     use arrow_ipc::writer::IpcWriteOptions;
 
@@ -415,7 +389,7 @@ mod tests {
     use super::*;
     use crate::types::Offset;
 
-    const LIMITS: Limits = Limits { key_bytes: 16, value_bytes: 400, header_bytes: 16 };
+    const LIMITS: Limits = Limits { key_bytes: 16, value_bytes: 400, header_bytes: 24 };
 
     fn decoder(format: Format) -> Decoder {
         Decoder { format, partitions: 3, limits: LIMITS, now_ms: 5 }
@@ -456,35 +430,33 @@ mod tests {
         shower.batch(&batch.slice(2, 1)).unwrap();
         shower.finish().unwrap();
         body.extend(shower.take());
-        let decoded = decoder(Format::Bytes).arrow(body.into(), 1 << 20).unwrap();
+        let decoded = decoder(Format::Bytes).arrow(&body, 1 << 20).unwrap();
         assert_eq!((decoded.records, decoded.partitions), (records, None));
         let nothing = stream(&[("value", text(&[None]))]);
         let end = nothing.len();
         for cut in [end - 8, end] {
-            let decoded = decoder(Format::Json).arrow(nothing[..cut].to_vec().into(), 1 << 20);
+            let decoded = decoder(Format::Json).arrow(&nothing[..cut], 1 << 20);
             assert_eq!(decoded.unwrap().records.len(), 1, "the end may be left out");
         }
     }
 
     #[test]
     fn other_types_are_taken_as_what_they_mean() {
-        let mut views = StringViewBuilder::new();
-        views.append_value("1");
-        views.append_value("\"a value that is longer than a view\"");
+        let values = LargeStringArray::from(vec!["1", "\"a value\""]);
         let times = TimestampMicrosecondArray::from(vec![Some(-1), None]);
         let partitions = Int32Array::from(vec![None, Some(2)]);
         for compression in [None, Some(CompressionType::LZ4_FRAME)] {
             let columns: [(&str, ArrayRef); 4] = [
                 ("timestamp", Arc::new(times.clone())),
-                ("value", Arc::new(views.finish_cloned())),
+                ("value", Arc::new(values.clone())),
                 ("partition", Arc::new(partitions.clone())),
                 ("key", text(&[Some("a"), None])),
             ];
             let body = stream_with(&columns, compression).unwrap();
-            let decoded = decoder(Format::Json).arrow(body.into(), 1 << 20).unwrap();
+            let decoded = decoder(Format::Json).arrow(&body, 1 << 20).unwrap();
             let records = decoded.records;
             assert_eq!(records.timestamps[..], [-1, 5]);
-            assert_eq!(records.values.value(1), b"\"a value that is longer than a view\"");
+            assert_eq!(records.values.value(1), b"\"a value\"");
             assert_eq!((records.keys.value(0), records.keys.is_null(1)), (&b"a"[..], true));
             assert_eq!(decoded.partitions, Some(vec![None, Some(PartitionId(2))]));
         }
@@ -528,21 +500,43 @@ mod tests {
             ),
         ];
         for (body, code, says) in cases {
-            let error = decoder(Format::Json).arrow(body.into(), 2_000).unwrap_err();
+            let error = decoder(Format::Json).arrow(&body, 2_000).unwrap_err();
             assert_eq!(error.code, code, "{error}");
             assert!(error.to_string().contains(says), "{error}");
         }
     }
 
     #[test]
-    fn views_of_the_same_bytes_are_counted_each() {
-        let mut views = StringViewBuilder::new();
-        let block = views.append_block("9".repeat(300).into_bytes().into());
-        for _ in 0..100 {
-            views.try_append_view(block, 0, 300).unwrap();
+    fn what_claims_less_than_it_holds_is_refused() {
+        let value = "8".repeat(390);
+        let honest = stream_with(
+            &[("value", text(&[Some(&value), Some(&value)]))],
+            Some(CompressionType::LZ4_FRAME),
+        );
+        let honest = honest.unwrap();
+        assert!(decoder(Format::Json).arrow(&honest, 2_000).is_ok());
+        let claim = 390_u64.to_le_bytes();
+        let at = honest.windows(8).rposition(|bytes| bytes == claim).unwrap();
+        for claim in [1, 389, 391, u64::from(u32::MAX), u64::MAX - 1] {
+            let mut body = honest.clone();
+            body[at..at + 8].copy_from_slice(&claim.to_le_bytes());
+            assert!(decoder(Format::Json).arrow(&body, 1 << 40).is_err(), "{claim}");
         }
-        let body = stream(&[("value", Arc::new(views.finish()))]);
-        let error = decoder(Format::Json).arrow(body.into(), 10_000).unwrap_err();
-        assert!(error.to_string().contains("larger than 10000 bytes"), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_dropped_behind_what_is_malformed() {
+        let body = stream(&[("value", text(&[Some("1"), Some("2")]))]);
+        // Before the second batch: a marker more than there may be.
+        let marker = |from: usize| {
+            let found = body[from..].windows(4).position(|bytes| bytes == [0xff; 4]);
+            from + found.unwrap()
+        };
+        let second = marker(marker(4) + 4);
+        let twice = [&body[..second], &[0xff; 4], &body[second..]].concat();
+        let error = decoder(Format::Json).arrow(&twice, 1 << 20).unwrap_err();
+        assert_eq!(error.code, "malformed_stream", "{error}");
+        let more = [&body[..], &body[..]].concat();
+        assert!(decoder(Format::Json).arrow(&more, 1 << 20).is_err());
     }
 }

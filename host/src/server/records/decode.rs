@@ -16,6 +16,9 @@ use super::raw::{RawFields, raw_fields};
 use crate::log::TopicFormat as Format;
 use crate::types::{PartitionId, Records, RecordsBuilder};
 
+/// What a header counts beside its name and value: empty ones are not free.
+pub(super) const HEADER_ENTRY_BYTES: usize = 8;
+
 /// What one record may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -23,7 +26,7 @@ pub struct Limits {
     pub key_bytes: usize,
     /// Largest value in bytes.
     pub value_bytes: usize,
-    /// Most bytes of a record's header names and values.
+    /// Most bytes of a record's header names and values, and [`HEADER_ENTRY_BYTES`] for each.
     pub header_bytes: usize,
 }
 
@@ -285,7 +288,7 @@ impl Decoder {
                     Wrong::record(format!("header {name:?} is not base64: {error}"))
                 })?),
             };
-            size += name.len() + value.as_ref().map_or(0, Vec::len);
+            size += HEADER_ENTRY_BYTES + name.len() + value.as_ref().map_or(0, Vec::len);
             headers.push((name.into_owned(), value));
         }
         if size > self.limits.header_bytes {
@@ -357,7 +360,7 @@ mod tests {
     use super::*;
 
     fn decoder(format: Format) -> Decoder {
-        let limits = Limits { key_bytes: 8, value_bytes: 60, header_bytes: 16 };
+        let limits = Limits { key_bytes: 8, value_bytes: 60, header_bytes: 30 };
         Decoder { format, partitions: 4, limits, now_ms: 77 }
     }
 
@@ -447,7 +450,7 @@ mod tests {
             (Format::Json, "{\"value\":1,\"headers\":[[\"n\",7]]}", None, "a header's value is"),
             (
                 Format::Json,
-                "{\"value\":1,\"headers\":[[\"n\",\"12345678901234567\"]]}",
+                "{\"value\":1,\"headers\":[[\"n\",\"1234567890123456789012\"]]}",
                 None,
                 "headers has",
             ),
