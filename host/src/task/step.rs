@@ -56,6 +56,9 @@ impl From<CommitError> for Refused {
 
 /// Commits to files that may be under way: one that is written, and one that is synced.
 const FILE_COMMITS: usize = 2;
+/// Tasks of a generation from which on they keep writers and disk busy with one commit each, in half the
+/// memory.
+const MANY_TASKS: usize = 3;
 
 /// A commit under way.
 #[derive(Default)]
@@ -172,7 +175,7 @@ impl Task {
             Some(Ending::Failed(failure)) => return Err(failure),
             None => {}
         }
-        let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room());
+        let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room(&self.spec));
         if committed {
             self.checkpoint_if_due();
         }
@@ -337,7 +340,7 @@ impl Task {
     ) -> Result<Stepped, Failure> {
         let full = self.is_full();
         let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
-        let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room());
+        let (busy, has_room) = (!running.outgoing.is_empty(), running.has_room(&self.spec));
         if moved {
             if has_room && (running.cursor.head || full) && !self.send()? {
                 return Ok(Stepped::Wait);
@@ -468,9 +471,10 @@ impl Task {
 
 impl Running {
     /// Whether another commit may be sent off.
-    fn has_room(&self) -> bool {
+    fn has_room(&self, spec: &TaskSpec) -> bool {
         self.outgoing.back().is_none_or(|last| {
-            let files = !self.cursor.head && self.outgoing.len() < FILE_COMMITS;
+            let most = if spec.mode.tasks() >= MANY_TASKS { 1 } else { FILE_COMMITS };
+            let files = !self.cursor.head && self.outgoing.len() < most;
             files && last.written.load(Ordering::Acquire)
         })
     }
