@@ -1,6 +1,7 @@
 //! The `anabranch` binary: the command line, the configuration of a host, and its log lines.
 
 use std::io::IsTerminal as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.json;
     if let Some(Command::Serve(args)) = &cli.command {
+        settle_allocator();
         return match serve(args, json) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -39,6 +41,21 @@ fn main() -> ExitCode {
             complain(&error.to_string(), json, problem);
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Begins again with a fixed threshold from which glibc takes memory from the kernel and gives it back.
+/// Left alone it rises with what is freed, up to 32 MiB, and the blocks of replays then tear holes into
+/// heaps that are never given back: a third of the host's memory. Whoever sets the variable decides.
+fn settle_allocator() {
+    const VARIABLE: &str = "MALLOC_MMAP_THRESHOLD_";
+    const BYTES: &str = "1048576";
+    if cfg!(all(target_os = "linux", target_env = "gnu")) && std::env::var_os(VARIABLE).is_none() {
+        let mut again = std::process::Command::new("/proc/self/exe");
+        again.args(std::env::args_os().skip(1)).env(VARIABLE, BYTES);
+        again.arg0(std::env::args_os().next().unwrap_or_default());
+        // Comes back only if it cannot be: then it goes on as it is.
+        let _ = again.exec();
     }
 }
 
