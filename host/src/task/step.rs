@@ -1,8 +1,8 @@
 //! One task: consume, process, commit, a batch a step.
 //!
 //! At most one commit to the head is under way; what later batches make gathers until it is durable and
-//! then goes as one. So commits grow with the load, and an idle task commits at once. Of commits to files
-//! one is written while the one before it is synced.
+//! then goes as one. So commits grow with the load, and an idle task commits at once. Where a generation has
+//! few tasks, a commit to files is written while the one before it is synced.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
