@@ -5,10 +5,9 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anabranch::cli::{self, Cli, Command, CompilePlugin, Serve};
+use anabranch::cli::{self, Cli, Command, Serve};
 use anabranch::clock::SystemClock;
 use anabranch::config::{Config, LogFormat};
-use anabranch::plugin::{self, ChildLimits};
 use anyhow::Context as _;
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
@@ -27,9 +26,7 @@ fn main() -> ExitCode {
         };
     }
     if let Some(Command::CompilePlugin(args)) = &cli.command {
-        let CompilePlugin { work, memory_bytes, cpu_seconds, output_bytes } = *args;
-        let limits = ChildLimits { memory_bytes, cpu_seconds, output_bytes };
-        return ExitCode::from(plugin::child(work, limits));
+        return ExitCode::from(args.run());
     }
     match cli::run(cli, SystemClock::shared()) {
         Ok(()) | Err(cli::Error::BrokenPipe) => ExitCode::SUCCESS,

@@ -9,10 +9,10 @@ mod native;
 
 use std::process::ExitCode;
 
-use anabranch::cli::{self, Cli, Command, CompilePlugin};
+use anabranch::cli::{self, Cli, Command};
 use anabranch::clock::SystemClock;
 use anabranch::config::Config;
-use anabranch::plugin::{self, ChildLimits};
+use anabranch::plugin;
 use anabranch::server;
 use clap::Parser as _;
 
@@ -48,9 +48,7 @@ fn serve() -> anyhow::Result<()> {
 /// A host compiles plugins in a child of its own program.
 fn compile() -> ExitCode {
     let Some(Command::CompilePlugin(args)) = Cli::parse().command else { return ExitCode::FAILURE };
-    let CompilePlugin { work, memory_bytes, cpu_seconds, output_bytes } = args;
-    let limits = ChildLimits { memory_bytes, cpu_seconds, output_bytes };
-    ExitCode::from(plugin::child(work, limits))
+    ExitCode::from(args.run())
 }
 
 fn measure() -> anyhow::Result<()> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::plugin::{SUBCOMMAND, Work};
+use crate::plugin::{self, ChildLimits, SUBCOMMAND, Work};
 
 const START_HERE: &str = "\
 Start here:
@@ -146,6 +146,14 @@ pub struct CompilePlugin {
     /// Size of the result
     #[arg(long)]
     pub output_bytes: u64,
+}
+
+impl CompilePlugin {
+    /// Does the work, under its limits; returns the exit code.
+    pub fn run(&self) -> u8 {
+        let Self { work, memory_bytes, cpu_seconds, output_bytes } = *self;
+        plugin::child(work, ChildLimits { memory_bytes, cpu_seconds, output_bytes })
+    }
 }
 
 /// `serve`
