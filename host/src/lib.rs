@@ -14,7 +14,11 @@ pub mod deployment;
 pub mod log;
 pub mod plugin;
 pub mod server;
+#[cfg(test)]
+#[path = "../../tests/simulation/mod.rs"]
+mod simulation;
 pub mod state;
 pub mod storage;
 pub mod task;
+mod threads;
 pub mod types;

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::Event;
 use crate::clock::SharedClock;
+use crate::threads::Mutex;
 
 /// Events that are remembered for those who come back with `Last-Event-ID`.
 const REMEMBERED: usize = 1_024;

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::log::{Commit, Guard, Log, TopicChange};
 use crate::storage::crash_point;
 use crate::task::{Role, RunState, cursor_key};
+use crate::threads::{self, Bug};
 use crate::types::{GenerationNumber, LogId, Offset, PartitionId};
 
 /// A flip that is being carried out.
@@ -76,7 +77,7 @@ impl Flip<'_> {
         crash_point("flip-held");
         for (live, next) in self.live.tasks.iter().zip(&self.next.tasks) {
             next.wake();
-            if !next.wait_reached(left(), &live.positions()) {
+            if !threads::has(Bug::EarlyFlip) && !next.wait_reached(left(), &live.positions()) {
                 return Err(not_in_time("the new generation did not reach the live positions"));
             }
         }

@@ -6,10 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::metrics::GenerationLabels;
 use crate::clock::{SharedClock, SystemClock};
+use crate::threads::Mutex;
 
 /// What a line costs beside its text: the host adds time, level and names.
 const LINE_BYTES: u64 = 64;

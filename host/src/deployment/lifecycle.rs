@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
-
 use super::flip::Flip;
 use super::generation::Draft;
 use super::record::{DeploymentRecord, GenerationRecord};
@@ -20,6 +18,7 @@ use super::{
 use crate::log::{Commit, Guard, TopicChange};
 use crate::storage::crash_point;
 use crate::task::{checkpoint_files, checkpoint_prefix, cursor_prefix, remove_checkpoint};
+use crate::threads::MutexGuard;
 use crate::types::{DeploymentId, DeploymentName, GenerationNumber};
 
 /// How long a task may take to end after it was asked to.

@@ -6,7 +6,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -18,6 +17,7 @@ use super::guests::Guests;
 use crate::clock::SharedClock;
 use crate::plugin::{CallOutput, Level, Metric};
 use crate::task::{Observer, TaskSpec};
+use crate::threads::Mutex;
 
 /// A topic's partition.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -6,14 +6,12 @@
 //!
 //! **Invariant:** a change is in the catalogue before it is in memory; what fails leaves both alone.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -28,9 +26,10 @@ use crate::log::{
     Append, Commit, CommitError, Log, LogConfig, LogKind, LogSpec, Topic, TopicChange, TopicFormat,
     TopicState,
 };
-use crate::plugin::{CompileError, Plugin, Refusal, Runtime};
+use crate::plugin::{self, CompileError, Plugin, Refusal, Runtime};
 use crate::storage::{self, FileSystem, OsFileSystem, Storage, crash_point};
 use crate::task::{Environment, FileWriters, StateOf, Workers, quarantine_checkpoints};
+use crate::threads::{self, Condvar, JoinHandle, Mutex, RwLock};
 use crate::types::{
     DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, Offset, PartitionId, Records,
     TopicId, TopicName, partition_of_key, take_records,
@@ -114,7 +113,7 @@ pub(super) struct DeploymentState {
 /// Deployments whose tasks have something to tell the controller.
 #[derive(Default)]
 pub(super) struct Attention {
-    changed: Mutex<(HashSet<DeploymentId>, bool)>,
+    changed: Mutex<(BTreeSet<DeploymentId>, bool)>,
     ready: Condvar,
 }
 
@@ -127,7 +126,7 @@ impl Attention {
     }
 
     /// What was raised, after at most `timeout`; `None` once closed.
-    pub fn take(&self, timeout: Duration) -> Option<HashSet<DeploymentId>> {
+    pub fn take(&self, timeout: Duration) -> Option<BTreeSet<DeploymentId>> {
         let mut changed = self.changed.lock();
         if changed.0.is_empty() && !changed.1 {
             self.ready.wait_for(&mut changed, timeout);
@@ -176,7 +175,19 @@ impl Registry {
     /// # Errors
     /// When the directory cannot be used, is another host's, or is damaged.
     pub fn open(config: &Config, safe: bool, clock: SharedClock) -> Result<Self, Error> {
-        let file_system: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let runtime = |compiled: &Path| Runtime::contained(compiled, &config.plugins);
+        Self::open_on(config, safe, clock, Arc::new(OsFileSystem), runtime)
+    }
+
+    /// The same on any disk, with the plugins' runtime that `runtime` makes, given a folder for what it
+    /// compiles.
+    pub(crate) fn open_on(
+        config: &Config,
+        safe: bool,
+        clock: SharedClock,
+        file_system: Arc<dyn FileSystem>,
+        runtime: impl FnOnce(&Path) -> Result<Runtime, plugin::Error>,
+    ) -> Result<Self, Error> {
         let dir = config.data.dir.clone();
         let storage = Storage::open(&dir, &file_system, &clock);
         let storage = Arc::new(storage.map_err(cannot_open)?);
@@ -195,7 +206,7 @@ impl Registry {
         let machine = |e: std::io::Error| {
             Error::new(Kind::Internal, "cannot_start", format!("cannot start a thread: {e}"))
         };
-        let runtime = Runtime::contained(&dir.join("compiled"), &config.plugins)
+        let runtime = runtime(&dir.join("compiled"))
             .map_err(|e| Error::new(Kind::Internal, "cannot_open", e.to_string()))?;
         for folder in ["plugins", "checkpoints"] {
             file_system.create_dir_all(&dir.join(folder)).map_err(|e| {
@@ -252,8 +263,8 @@ impl Registry {
         registry.start_deployments()?;
         crash_point("open-started");
         let controller = registry.clone();
-        let thread = std::thread::Builder::new().name("controller".to_owned());
-        let thread = thread.spawn(move || controller.control()).map_err(machine)?;
+        let thread = threads::spawn("controller".to_owned(), move || controller.control());
+        let thread = thread.map_err(machine)?;
         *registry.inner.controller.lock() = Some(thread);
         Ok(registry)
     }
@@ -429,7 +440,7 @@ impl Registry {
             let message = format!("deployment {reader} reads topic {name}: delete it first");
             return Err(Error::new(Kind::Conflict, "topic_in_use", message));
         }
-        let logs: HashSet<LogId> =
+        let logs: BTreeSet<LogId> =
             state.mounts.iter().filter(|m| !m.retired).map(|m| m.log).collect();
         self.commit(Commit {
             deletes: logs.into_iter().collect(),

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::record::{DeploymentRecord, GenerationRecord};
 use super::{Error, Kind, OnPoison};
 use crate::log::{Log, Subscription, Topic};
@@ -14,6 +12,7 @@ use crate::task::{
     Class, CommitMode, Cursor, Environment, OutputSpec, Poison, Role, RunState, Task, TaskShared,
     TaskSpec, Workers, cursor_key,
 };
+use crate::threads::Mutex;
 use crate::types::{GenerationNumber, Offset, PartitionId, TopicName};
 
 /// How long a sum of positions is remembered to tell the rate.

@@ -154,3 +154,14 @@ fn tasks(running: &RunningGeneration) -> Vec<TaskStatus> {
     };
     running.tasks.iter().map(task).collect()
 }
+
+#[cfg(test)]
+impl Registry {
+    /// Where the tasks of a generation began: for each, the offset in each input.
+    pub(crate) fn starts_of(&self, name: &str, generation: u32) -> Vec<Vec<crate::types::Offset>> {
+        let deployment = self.find(name).unwrap();
+        let state = deployment.state.lock();
+        let number = crate::types::GenerationNumber(generation);
+        state.record.generation(number).unwrap().start.clone()
+    }
+}

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow_array::Array;
-use crossbeam_channel::{Receiver, Sender};
 
 use super::codec;
 use super::commit::{Commit, CommitError, Committed, LogSpec, TopicChange};
@@ -24,6 +23,7 @@ use super::sealer;
 use super::segment::Segment;
 use super::topics::TopicState;
 use crate::storage::{WriteBatch, crash_point};
+use crate::threads::{Receiver, Sender};
 use crate::types::{LogId, Offset, PartitionId, Records, TopicId, TopicName};
 
 /// Commits in one group, at most.
@@ -117,21 +117,13 @@ struct Applied {
 }
 
 /// The body of the committer thread.
-pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>, seals: &Receiver<Request>) {
+pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
     let mut free_space = FreeSpace { checked: None, bytes: u64::MAX };
     loop {
-        // Producers that outrun the sealer wait here, a group at a time.
+        // Producers that outrun the sealer wait here, a group at a time. What it asks for is urgent.
         let full = shared.head_bytes() > STALL_HEADS * shared.config.head_bytes;
-        let sealed = full.then(|| seals.recv_timeout(STALL).ok()).flatten();
-        let first = match sealed {
-            Some(sealed) => Ok(sealed),
-            None => crossbeam_channel::select! {
-                // The sealer ends before the committer does.
-                recv(seals) -> sealed => sealed.or_else(|_| requests.recv()),
-                recv(requests) -> request => request,
-            },
-        };
-        let Ok(first) = first else { return };
+        let sealed = full.then(|| requests.recv_urgent(STALL)).flatten();
+        let Some(first) = sealed.or_else(|| requests.recv()) else { return };
         let mut close = None;
         let mut group = Vec::new();
         let mut bytes = 0;
@@ -160,7 +152,7 @@ pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>, seals: &Re
                 Request::Close(answer) => close = Some(answer),
             }
             if close.is_none() && group.len() < GROUP_COMMITS && bytes < GROUP_BYTES {
-                request = seals.try_recv().or_else(|_| requests.try_recv()).ok();
+                request = requests.try_recv();
             }
         }
         finish(shared, group);

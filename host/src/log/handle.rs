@@ -6,10 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
 
-use crossbeam_channel::Sender;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::commit::{Commit, CommitError, Committed, LogSpec};
@@ -21,6 +18,7 @@ use super::segment::SegmentPlace;
 use super::topics::Topics;
 use crate::clock::SharedClock;
 use crate::storage::{self, FileSystem, Storage};
+use crate::threads::{self, JoinHandle, Mutex, Sender, channel};
 use crate::types::{LogId, Offset, PartitionId};
 
 /// Why the log could not be opened.
@@ -195,20 +193,17 @@ impl Log {
         clock: SharedClock,
         config: LogConfig,
     ) -> Result<Self, Error> {
-        let (tasks, task_inbox) = crossbeam_channel::unbounded();
+        let (tasks, task_inbox) = channel();
         let shared = Arc::new(recover(storage, fs, clock, config, tasks)?);
-        let (requests, inbox) = crossbeam_channel::unbounded();
-        let (seals, seal_inbox) = crossbeam_channel::unbounded();
+        let (requests, inbox) = channel();
         let own = Arc::clone(&shared);
-        let committer = thread::Builder::new()
-            .name("committer".to_owned())
-            .spawn(move || committer::run(&own, &inbox, &seal_inbox))
-            .map_err(Error::Thread)?;
-        let own = Arc::clone(&shared);
-        let sealer = thread::Builder::new()
-            .name("sealer".to_owned())
-            .spawn(move || sealer::run(&own, &task_inbox, &seals))
-            .map_err(Error::Thread)?;
+        let committer =
+            threads::spawn("committer".to_owned(), move || committer::run(&own, &inbox));
+        let committer = committer.map_err(Error::Thread)?;
+        let (own, seals) = (Arc::clone(&shared), requests.clone());
+        let sealer =
+            threads::spawn("sealer".to_owned(), move || sealer::run(&own, &task_inbox, &seals));
+        let sealer = sealer.map_err(Error::Thread)?;
         shared.wake_sealer();
         let threads = Mutex::new(Some((committer, sealer)));
         Ok(Self { handle: Arc::new(Handle { shared, requests, threads }) })
@@ -248,7 +243,7 @@ impl Log {
 
     /// Commits and waits. Not for the committer's own thread.
     pub fn commit_blocking(&self, commit: Commit) -> Result<Committed, CommitError> {
-        let (answer, outcome) = crossbeam_channel::bounded(1);
+        let (answer, outcome) = channel();
         self.commit(commit, move |result| {
             let _ = answer.send(result);
         });
@@ -303,13 +298,13 @@ impl Handle {
     fn close(&self) {
         let Some((committer, sealer)) = self.threads.lock().take() else { return };
         self.shared.closing.store(true, Ordering::SeqCst);
-        let own = thread::current().id();
+        let own = std::thread::current().id();
         let _ = self.shared.tasks.send(Task::Stop);
         // A thread may fail only by a panic; then there is nothing to wait for. The last handle can
         // be dropped by an answer on the committer's own thread, which must not wait for itself.
         if committer.thread().id() != own {
             let _ = sealer.join();
-            let (answer, ended) = crossbeam_channel::bounded(1);
+            let (answer, ended) = channel();
             if self.requests.send(Request::Close(answer)).is_ok() {
                 let _ = ended.recv();
             }

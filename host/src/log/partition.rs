@@ -9,12 +9,12 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::reader::{PartitionReader, ReadError};
 use super::segment::Segment;
 use super::signal::{Signal, Subscription};
+use crate::threads::RwLock;
 use crate::types::{LogId, Offset, PartitionId, Records};
 
 /// All partitions that exist, by log and number.
@@ -228,10 +228,12 @@ impl Partition {
 
     /// To be called after a change of the state, outside its lock.
     pub(super) fn announce(&self) {
+        let durable = self.durable_offset().0;
         // Two threads may announce at once; the later state wins, whoever comes last.
         self.durable.send_if_modified(|seen| {
-            let durable = self.durable_offset().0;
-            std::mem::replace(seen, durable) != durable
+            let moved = durable > *seen;
+            *seen = durable.max(*seen);
+            moved
         });
         self.signal.notify();
     }

@@ -8,9 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use crossbeam_channel::Sender;
-use parking_lot::Mutex;
-
 use super::codec;
 use super::commit::LogSpec;
 use super::committer::{Assigned, Catalog};
@@ -22,6 +19,7 @@ use super::segment::{Segment, SegmentEntry};
 use super::topics::{TopicState, Topics};
 use crate::clock::SharedClock;
 use crate::storage::{FileSystem, Storage, WriteBatch, crash_point};
+use crate::threads::{Mutex, Sender};
 use crate::types::{LogId, PartitionId};
 
 /// The folder of all segments, below the data directory.

@@ -6,14 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{Receiver, Sender};
-
 use super::committer::{Done, Request};
 use super::handle::Shared;
 use super::keys;
 use super::partition::{Partition, Run};
 use super::segment::SegmentFile;
 use crate::storage::{WriteBatch, crash_point};
+use crate::threads::{Receiver, Sender, channel};
 
 /// Keys removed in one batch: a batch holds sled's lock while it is applied.
 const REMOVE_KEYS: usize = 128;
@@ -29,14 +28,14 @@ pub(super) enum Task {
 }
 
 /// The body of the sealer thread.
-pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, seals: &Sender<Request>) {
-    while let Ok(task) = tasks.recv() {
+pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Sender<Request>) {
+    while let Some(task) = tasks.recv() {
         match task {
             Task::Check => {
                 shared.check_waits.store(false, Ordering::SeqCst);
                 while shared.head_bytes() > shared.config.head_bytes / 2
                     && !shared.closing.load(Ordering::SeqCst)
-                    && seal_largest(shared, seals)
+                    && seal_largest(shared, committer)
                 {}
             }
             Task::Remove(keys) => remove(shared, &keys),
@@ -46,10 +45,11 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, seals: &Sender<R
 }
 
 /// Seals one file of the partition with the largest head; false if there is nothing to gain.
-fn seal_largest(shared: &Arc<Shared>, seals: &Sender<Request>) -> bool {
+fn seal_largest(shared: &Arc<Shared>, committer: &Sender<Request>) -> bool {
     let all: Vec<Arc<Partition>> = shared.registry.read().values().cloned().collect();
     let sized = all.into_iter().map(|p| (p.tail_bytes(), p));
-    let Some((bytes, partition)) = sized.max_by_key(|(bytes, _)| *bytes) else { return false };
+    let largest = sized.max_by_key(|(bytes, p)| (*bytes, p.log(), p.id()));
+    let Some((bytes, partition)) = largest else { return false };
     let runs = partition.sealable(shared.config.segment_bytes);
     let Some(first) = runs.first().filter(|_| bytes > 0) else { return false };
     let (log, id) = (partition.log(), partition.id());
@@ -69,24 +69,24 @@ fn seal_largest(shared: &Arc<Shared>, seals: &Sender<Request>) -> bool {
         }
     };
     crash_point("seal-written");
-    let (answer, outcome) = crossbeam_channel::bounded(1);
+    let (answer, outcome) = channel();
     let done = Done::new(move |result| {
         let _ = answer.send(result);
     });
-    if seals.send(Request::Seal(log, id, segment, done)).is_err() {
+    if committer.send_urgent(Request::Seal(log, id, segment, done)).is_err() {
         return false;
     }
     match outcome.recv() {
-        Ok(Ok(_)) => {
+        Some(Ok(_)) => {
             crash_point("seal-recorded");
             remove(shared, &head_keys(&partition, &runs));
             true
         }
-        Ok(Err(e)) => {
+        Some(Err(e)) => {
             tracing::info!("segment of log {log}/{id} was not taken: {e}");
             false
         }
-        Err(_) => false,
+        None => false,
     }
 }
 

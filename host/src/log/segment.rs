@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::columns;
 use super::reader::{ReadError, fitting, joinable};
 use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem};
+use crate::threads::Mutex;
 use crate::types::{Batch, LogId, Offset, PartitionId, Records};
 
 /// Records of one block, at most.

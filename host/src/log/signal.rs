@@ -6,7 +6,7 @@
 use std::any::Any;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use crate::threads::Mutex;
 
 type Listener = Arc<dyn Fn() + Send + Sync>;
 

@@ -9,12 +9,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
 use super::partition::{Partition, Registry};
 use super::reader::{PartitionReader, ReadError};
 use super::signal::{Signal, Subscription};
+use crate::threads::{Mutex, RwLock};
 use crate::types::{Batch, LogId, Offset, PartitionId, TopicId, TopicName};
 
 /// How keys and values are shown and taken at the edges.

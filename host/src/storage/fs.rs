@@ -1,13 +1,16 @@
 //! The file-system seam: the few operations that the host asks of a disk.
 //!
-//! **Invariant:** all files of the host but sled's own pass through [`FileSystem`], so that a
-//! simulated disk can stand in for them. A write is durable only after [`File::sync`], a name only
+//! **Invariant:** all files of the host but sled's own pass through [`FileSystem`], and it opens the head
+//! that sled keeps, so that a simulated disk can stand in for all of it. A write is durable only after [`File::sync`], a name only
 //! after [`FileSystem::sync_dir`] on its folder.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use super::head::{Head, SledHead};
+use super::store::Error;
 
 /// An open file. Reads and writes name their position; there is no cursor.
 pub trait File: Send + Sync {
@@ -36,7 +39,7 @@ pub struct Entry {
     pub size_bytes: u64,
 }
 
-/// A disk.
+/// A disk, with the head on it.
 pub trait FileSystem: Send + Sync {
     /// Creates a file for reading and writing; one that exists is emptied.
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>>;
@@ -54,6 +57,8 @@ pub trait FileSystem: Send + Sync {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Bytes that can still be written to the disk that holds `path`.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Opens the head in the folder `dir`, or creates it.
+    fn open_head(&self, dir: &Path) -> Result<Box<dyn Head>, Error>;
     /// Takes the file `path` for this process until the guard is dropped; `None` if another has it.
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>>;
 }
@@ -130,6 +135,10 @@ impl FileSystem for OsFileSystem {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn open_head(&self, dir: &Path) -> Result<Box<dyn Head>, Error> {
+        Ok(Box::new(SledHead::open(dir)?))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {

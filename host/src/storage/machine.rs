@@ -14,6 +14,10 @@ const NICENESS: i32 = 10;
 /// Has the calling thread stand back behind all that do not, for the rest of its life. A host needs
 /// no rights to lower a priority, and some to raise it again.
 pub fn stand_back() {
+    #[cfg(test)]
+    if crate::threads::scheduler::is_simulated() {
+        return;
+    }
     // On Linux this is about the calling thread; elsewhere it would be the whole process.
     if cfg!(target_os = "linux")
         && let Err(error) = rustix::process::setpriority_process(None, NICENESS)

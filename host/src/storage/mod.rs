@@ -13,6 +13,7 @@ mod frame;
 mod fs;
 #[doc(hidden)]
 pub mod fuzz;
+mod head;
 mod machine;
 mod store;
 
@@ -22,6 +23,7 @@ pub use arrow_file::{
 };
 pub use crash::crash_point;
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
+pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use machine::{available_memory_bytes, stand_back};
 pub use store::{Error, Storage, WriteBatch};
 

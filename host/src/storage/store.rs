@@ -1,37 +1,29 @@
-//! The head: sled as a bounded commit log and catalogue.
+//! The head: a bounded commit log and catalogue.
 //!
-//! [`Storage::apply`] makes one atomic step, [`Storage::sync`] makes all steps before it durable:
-//! sled's flush, which ends short of the disk, then an fsync of sled's file, then the sequence of
-//! the last durable step into a small file of our own, by which a lost tail is found at open.
+//! [`Storage::apply`] makes one atomic step, [`Storage::sync`] makes all steps before it durable: the
+//! head's own sync ([`Head`]), then the sequence of the last durable step into a small file of our own,
+//! by which a lost tail is found at open.
 //!
-//! **Invariant:** one sled database, one tree, one data directory lock. A failure to write or sync is
+//! **Invariant:** one head, one data directory lock. A failure to write or sync is
 //! final: the storage refuses everything from then on, because the kernel may have dropped the
 //! pages it could not write. Nothing read from sled is used before its frame is checked.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-use parking_lot::{Mutex, RwLock};
 
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
 use super::fs::{File, FileSystem};
+use super::head::Head;
 use crate::clock::SharedClock;
+use crate::threads::{self, Bug, Mutex, RwLock};
 
 /// The version of everything below the data directory; formats.md describes it.
 pub const FORMAT_VERSION: u32 = 1;
 
 const TIP_KEY: &[u8] = b"m/tip";
 const STORE_ID_KEY: &[u8] = b"m/store-id";
-/// Cannot be changed for a database that exists. With it, values of 64 KiB stay out of sled's blobs.
-const SLED_SEGMENT_BYTES: usize = 8 << 20;
-const SLED_CACHE_BYTES: u64 = 64 << 20;
-/// How often, and how long in all, sled's own lock is waited for.
-const HEAD_LOCK_TRIES: u32 = 500;
-const HEAD_LOCK_WAIT: Duration = Duration::from_millis(10);
 /// The high-water mark has two slots a sector apart, written in turn: a torn write spoils only one.
 const SLOT_BYTES: u64 = 512;
 
@@ -97,7 +89,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { what, path, source }
     }
@@ -137,34 +129,27 @@ struct State {
 pub struct Storage {
     dir: PathBuf,
     store_id: u64,
-    db: sled::Db,
-    /// Our own descriptor on sled's file: flush ends in sync_file_range, which is no fsync.
-    db_file: std::fs::File,
+    head: Box<dyn Head>,
     /// Written between batches only: a reader that holds it sees whole batches.
     state: RwLock<State>,
     high_water: Mutex<Box<dyn File>>,
     /// The first failure; set once.
     stopped: Mutex<Option<String>>,
-    /// Dropped last, so that sled is closed before another host may enter.
+    /// Dropped last, so that the head is closed before another host may enter.
     _lock: Box<dyn Send + Sync>,
 }
 
 impl Storage {
     /// Opens the data directory, or creates it where there is none.
     pub fn open(dir: &Path, fs: &Arc<dyn FileSystem>, clock: &SharedClock) -> Result<Self, Error> {
-        fs.create_dir_all(dir).map_err(Error::io("create", dir))?;
+        create_dir(dir, fs.as_ref())?;
         let lock_path = dir.join("lock");
         let lock = fs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { dir: dir.to_owned() })?;
         let format = read_format(dir, fs.as_ref())?;
-        let head = dir.join("head");
-        let db = open_sled(&head)?;
-        let db_path = head.join("db");
-        let db_file = std::fs::OpenOptions::new().read(true).write(true).open(&db_path);
-        let db_file = db_file.map_err(Error::io("open", &db_path))?;
+        let head = fs.open_head(&dir.join("head"))?;
         let high_water_path = dir.join("high-water");
-        let (tip, store_id) =
-            guarded("head", || Ok((read_number(&db, TIP_KEY)?, read_number(&db, STORE_ID_KEY)?)))?;
+        let (tip, store_id) = (read_number(&*head, TIP_KEY)?, read_number(&*head, STORE_ID_KEY)?);
         let high_water = match format {
             Some(_) => fs.open(&high_water_path).map_err(Error::io("open", &high_water_path))?,
             None if tip.is_some_and(|tip| tip > 1) => {
@@ -176,8 +161,7 @@ impl Storage {
         let mut storage = Self {
             dir: dir.to_owned(),
             store_id: store_id.unwrap_or_else(|| clock.random() | 1),
-            db,
-            db_file,
+            head,
             state: RwLock::new(State { sequence: tip.unwrap_or(0), chunked: HashMap::new() }),
             high_water: Mutex::new(high_water),
             stopped: Mutex::new(None),
@@ -209,23 +193,15 @@ impl Storage {
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let _whole = self.state.read();
-        guarded("head", || match self.db.get(key).map_err(|e| sled_error(&e))? {
-            Some(frame) => Ok(Some(self.assemble(key, &frame)?)),
-            None => Ok(None),
-        })
+        self.head.get(key)?.map(|stored| self.assemble(key, &stored)).transpose()
     }
 
     /// Shows all keys that begin with `prefix` and their values, in the order of keys.
     pub fn scan(&self, prefix: &[u8], mut see: impl FnMut(&[u8], Vec<u8>)) -> Result<(), Error> {
         let _whole = self.state.read();
-        guarded("head", || {
-            for entry in self.db.scan_prefix(prefix) {
-                let (key, stored) = entry.map_err(|e| sled_error(&e))?;
-                if key.first() == Some(&frame::CHUNK_PREFIX) {
-                    continue;
-                }
-                let value = self.assemble(&key, &stored)?;
-                see(&key, value);
+        self.head.scan(prefix, &mut |key, stored| {
+            if key.first() != Some(&frame::CHUNK_PREFIX) {
+                see(key, self.assemble(key, stored)?);
             }
             Ok(())
         })
@@ -236,40 +212,39 @@ impl Storage {
         self.check_running()?;
         let mut state = self.state.write();
         let sequence = state.sequence + 1;
-        let mut sled_batch = sled::Batch::default();
+        let mut changes = Vec::with_capacity(batch.changes.len() + 1);
         for (key, value) in batch.changes {
             debug_assert!(key.first() != Some(&frame::CHUNK_PREFIX));
             let old_chunks = state.chunked.remove(&key).unwrap_or(0);
             let mut new_chunks = 0;
             match value {
-                None => sled_batch.remove(&key[..]),
+                None => changes.push((key.clone(), None)),
                 Some(value) if value.len() <= MAX_PAYLOAD_BYTES => {
-                    sled_batch.insert(&key[..], frame::encode(&key, Kind::Whole, sequence, &value));
+                    let framed = frame::encode(&key, Kind::Whole, sequence, &value);
+                    changes.push((key.clone(), Some(framed)));
                 }
                 Some(value) => {
                     for chunk in value.chunks(MAX_PAYLOAD_BYTES) {
                         let name = frame::chunk_key(&key, new_chunks);
                         let framed = frame::encode(&name, Kind::Chunk, sequence, chunk);
-                        sled_batch.insert(name, framed);
+                        changes.push((name, Some(framed)));
                         new_chunks += 1;
                     }
                     let head = frame::encode_chunked(value.len() as u64, new_chunks);
                     let framed = frame::encode(&key, Kind::Chunked, sequence, &head);
-                    sled_batch.insert(&key[..], framed);
+                    changes.push((key.clone(), Some(framed)));
                 }
             }
             for index in new_chunks..old_chunks {
-                sled_batch.remove(frame::chunk_key(&key, index));
+                changes.push((frame::chunk_key(&key, index), None));
             }
             if new_chunks > 0 {
                 state.chunked.insert(key, new_chunks);
             }
         }
         let tip = sequence.to_le_bytes();
-        sled_batch.insert(TIP_KEY, frame::encode(TIP_KEY, Kind::Whole, sequence, &tip));
-        let applied =
-            guarded("head", || self.db.apply_batch(sled_batch).map_err(|e| sled_error(&e)));
-        applied.map_err(|e| self.stop(e))?;
+        changes.push((TIP_KEY.to_vec(), Some(frame::encode(TIP_KEY, Kind::Whole, sequence, &tip))));
+        self.head.apply(changes).map_err(|e| self.stop(e))?;
         state.sequence = sequence;
         Ok(sequence)
     }
@@ -278,10 +253,9 @@ impl Storage {
     pub fn sync(&self) -> Result<(), Error> {
         self.check_running()?;
         let sequence = self.sequence();
-        let flushed = guarded("head", || self.db.flush().map_err(|e| sled_error(&e)));
-        flushed.map_err(|e| self.stop(e))?;
-        let synced = self.db_file.sync_data();
-        synced.map_err(|e| self.stop(Error::io("sync", &self.dir.join("head/db"))(e)))?;
+        if !threads::has(Bug::LostFsync) {
+            self.head.sync().map_err(|e| self.stop(e))?;
+        }
         self.write_high_water(sequence).map_err(|e| self.stop(e))
     }
 
@@ -321,7 +295,7 @@ impl Storage {
                 let mut value = Vec::with_capacity(total_bytes as usize);
                 for index in 0..chunks {
                     let name = frame::chunk_key(key, index);
-                    let stored = self.db.get(&name).map_err(|e| sled_error(&e))?;
+                    let stored = self.head.get(&name)?;
                     let stored = stored.ok_or_else(|| damaged(key, "a chunk is missing"))?;
                     let chunk = decode(&name, &stored)?;
                     if chunk.sequence != head.sequence || chunk.kind != Kind::Chunk {
@@ -384,13 +358,10 @@ impl Storage {
 
     fn find_chunks(&mut self) -> Result<(), Error> {
         let mut chunked = HashMap::new();
-        guarded("head", || {
-            for key in self.db.scan_prefix([frame::CHUNK_PREFIX]).keys() {
-                let key = key.map_err(|e| sled_error(&e))?;
-                let owner = frame::chunk_owner(&key)
-                    .ok_or_else(|| damaged(&key, "it is not the key of a chunk"))?;
-                *chunked.entry(owner.to_vec()).or_insert(0) += 1;
-            }
+        self.head.scan(&[frame::CHUNK_PREFIX], &mut |key, _| {
+            let owner = frame::chunk_owner(key)
+                .ok_or_else(|| damaged(key, "it is not the key of a chunk"))?;
+            *chunked.entry(owner.to_vec()).or_insert(0) += 1;
             Ok(())
         })?;
         self.state.get_mut().chunked = chunked;
@@ -424,6 +395,25 @@ impl Storage {
     }
 }
 
+/// Creates the data directory, durable with the folders above it that did not exist. Of one that is
+/// there only a host that was killed at its very first start may not have synced the name.
+fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && fs.list(dir).is_err();
+    let missing = dir.ancestors().take_while(is_missing).count();
+    fs.create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let is_new = missing > 0 || fs.open(&dir.join("format")).is_err();
+    let above = dir.ancestors().skip(1).take(if is_new { missing.max(1) } else { 0 });
+    for folder in above {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        match fs.sync_dir(folder) {
+            // Whoever made it there may do that.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && missing == 0 => {}
+            synced => synced.map_err(Error::io("sync", folder))?,
+        }
+    }
+    Ok(())
+}
+
 /// The store id in the file `format`; `None` where there is no such file.
 fn read_format(dir: &Path, fs: &dyn FileSystem) -> Result<Option<u64>, Error> {
     let path = dir.join("format");
@@ -450,65 +440,11 @@ fn read_format(dir: &Path, fs: &dyn FileSystem) -> Result<Option<u64>, Error> {
     })
 }
 
-fn open_sled(head: &Path) -> Result<sled::Db, Error> {
-    // A snapshot that a killed host was writing makes sled refuse to open. It is always a copy.
-    if let Ok(entries) = std::fs::read_dir(head) {
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("snap.") && name.ends_with(".generating") {
-                std::fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
-            }
-        }
-    }
-    // The directory is this process's alone by now. Who may still hold sled's own lock is a thread of
-    // a sled that was just closed here: it lets go by itself, but drop does not wait for it.
-    let mut tries_left = HEAD_LOCK_TRIES;
-    loop {
-        let opened = guarded(&head.display().to_string(), || {
-            let config = sled::Config::new()
-                .path(head)
-                .segment_size(SLED_SEGMENT_BYTES)
-                .cache_capacity(SLED_CACHE_BYTES)
-                .flush_every_ms(None);
-            match config.open() {
-                Ok(db) => Ok(Some(db)),
-                Err(sled::Error::Io(source)) if is_lock(&source) && tries_left > 0 => Ok(None),
-                Err(sled::Error::Io(source)) => Err(Error::io("open", head)(source)),
-                Err(other) => Err(sled_error(&other)),
-            }
-        })?;
-        if let Some(db) = opened {
-            return Ok(db);
-        }
-        tries_left -= 1;
-        std::thread::sleep(HEAD_LOCK_WAIT);
-    }
-}
-
-/// Whether sled's file is locked; sled says so in words only.
-fn is_lock(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::Other && error.to_string().contains("acquire lock")
-}
-
-fn read_number(db: &sled::Db, key: &[u8]) -> Result<Option<u64>, Error> {
-    let Some(stored) = db.get(key).map_err(|e| sled_error(&e))? else { return Ok(None) };
+fn read_number(head: &dyn Head, key: &[u8]) -> Result<Option<u64>, Error> {
+    let Some(stored) = head.get(key)? else { return Ok(None) };
     let number = decode(key, &stored)?.payload.try_into();
     let number = number.map_err(|_| damaged(key, "it is not a number of 8 bytes"))?;
     Ok(Some(u64::from_le_bytes(number)))
-}
-
-/// sled panics on bytes that it does not expect; that is an answer, not a reason to go down.
-fn guarded<T>(place: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        let detail = text.unwrap_or("the database panicked").to_owned();
-        Err(Error::Damaged { place: place.to_owned(), detail })
-    })
-}
-
-fn sled_error(error: &sled::Error) -> Error {
-    Error::Damaged { place: "the head".to_owned(), detail: error.to_string() }
 }
 
 fn decode<'a>(key: &[u8], stored: &'a [u8]) -> Result<frame::Frame<'a>, Error> {
@@ -563,7 +499,12 @@ mod tests {
             batch.delete(format!("d{size}"));
         }
         storage.apply(batch).unwrap();
-        let left: Vec<_> = storage.db.iter().keys().map(|k| k.unwrap().to_vec()).collect();
+        let mut left = Vec::new();
+        let mut see = |key: &[u8], _: &[u8]| {
+            left.push(key.to_vec());
+            Ok(())
+        };
+        storage.head.scan(b"", &mut see).unwrap();
         assert_eq!(left, [STORE_ID_KEY, TIP_KEY], "chunks outlived their value");
     }
 

@@ -8,17 +8,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
-use std::thread::JoinHandle;
 
 use arrow_array::{Array, BinaryArray};
 use arrow_buffer::ScalarBuffer;
-use crossbeam_channel::{Receiver, Sender, unbounded};
-use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::lane::extend_chain;
 use super::{Cursor, OutputSpec, TaskShared};
 use crate::plugin::{Input, OutputColumns, Run};
+use crate::threads::{self, JoinHandle, Mutex, Receiver, Sender, channel};
 use crate::types::{
     GenerationNumber, Headers, Offset, PartitionId, Records, Sources, partition_of_key,
     take_column, take_headers, take_records,
@@ -359,21 +357,24 @@ impl FileWriters {
     pub fn start(count: usize) -> std::io::Result<Self> {
         let mut threads = Vec::new();
         let mut thread = |name: String, queue: Receiver<Job>| -> std::io::Result<()> {
-            let thread = std::thread::Builder::new().name(name);
             // A job that panics has said so; those behind it have waited long enough.
             let run = |job: Job| drop(catch_unwind(AssertUnwindSafe(job)));
-            threads.push(thread.spawn(move || queue.iter().for_each(run))?);
+            threads.push(threads::spawn(name, move || {
+                while let Some(job) = queue.recv() {
+                    run(job);
+                }
+            })?);
             Ok(())
         };
-        let (writes, queue) = unbounded::<Job>();
+        let (writes, queue) = channel::<Job>();
         let mut syncs = Vec::new();
         for i in 0..count {
             thread(format!("file-writer-{i}"), queue.clone())?;
-            let (sync, queue) = unbounded::<Job>();
+            let (sync, queue) = channel::<Job>();
             thread(format!("file-sync-{i}"), queue)?;
             syncs.push(sync);
         }
-        let (checkpoints, queue) = unbounded::<Job>();
+        let (checkpoints, queue) = channel::<Job>();
         thread("checkpoint".to_owned(), queue)?;
         Ok(Self {
             writes: Mutex::new(Some(writes)),

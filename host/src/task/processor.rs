@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow_array::BinaryArray;
-use parking_lot::Mutex;
 
 use super::source::slice_input;
 use super::workers::between_parts;
@@ -16,6 +15,7 @@ use crate::plugin::{
     AccessError, CallError, CallOutput, Fault, Input, Instance, Limits, Page, StateAccess,
 };
 use crate::state::{Overlay, PageLimit};
+use crate::threads::Mutex;
 
 /// Why a task cannot go on.
 #[derive(Debug, thiserror::Error)]

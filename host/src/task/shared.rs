@@ -4,11 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex, RwLock};
-
 use super::{Class, Cursor, Handle};
 use crate::plugin::Input;
 use crate::state::{Overlay, StoreSet};
+use crate::threads::{Condvar, Mutex, RwLock};
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
 
 /// How far a task may read.

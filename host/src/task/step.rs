@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_array::Array as _;
-use parking_lot::Mutex;
 
 use super::pending::{JournalEntry, Pending, Way, changelog_records};
 use super::processor::{Failure, Outcome, Processor};
@@ -24,11 +23,8 @@ use super::{
 use crate::log::{Append, Commit, CommitError, Guard, SegmentError, SegmentWriter};
 use crate::plugin::Input;
 use crate::storage::crash_point;
+use crate::threads::{self, Bug, Mutex};
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
-
-/// Records left to all its tasks below which a generation leaves files for the head: a second or two
-/// of work, and what the head then holds of it.
-const NEAR_END_RECORDS: u64 = 200_000;
 
 /// The most bytes of one append to the head, so that a group stays short.
 const APPEND_BYTES: usize = 4 << 20;
@@ -398,7 +394,7 @@ impl Task {
             let partition = topic.partition(self.spec.partition);
             partition.map_or(0, |p| p.count_between(position, to).unwrap_or_default())
         });
-        left.sum::<u64>() < NEAR_END_RECORDS / self.spec.mode.tasks() as u64
+        left.sum::<u64>() < self.env.config.near_end_records / self.spec.mode.tasks() as u64
     }
 
     /// Sends off everything pending as one commit. `false` if that has to wait for other tasks, which
@@ -601,10 +597,18 @@ impl Parts {
                 });
             }
         }
+        let again = threads::has(Bug::DoubleCommit).then(|| Commit {
+            appends: self.commit.appends.clone(),
+            metadata: self.commit.metadata.clone(),
+            ..Commit::default()
+        });
         let done = move |result: Result<_, crate::log::CommitError>| {
             done(result.map(|_| ()).map_err(Refused::from));
         };
         env.log.commit(self.commit, Box::new(done));
+        if let Some(again) = again {
+            env.log.commit(again, |_| ());
+        }
     }
 
     /// `written` is called once the records are let go of, `done` once they are durable.

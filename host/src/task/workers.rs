@@ -15,13 +15,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
-
-use parking_lot::{Condvar, Mutex};
 
 use crate::clock::SharedClock;
 use crate::storage::stand_back;
+use crate::threads::{self, Condvar, JoinHandle, Mutex};
 
 /// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,8 +287,8 @@ impl Pool {
     fn start_worker(self: &Arc<Self>, queues: &mut Queues) -> std::io::Result<()> {
         queues.threads.retain(|thread| !thread.is_finished());
         let (pool, worker) = (Arc::clone(self), queues.started);
-        let thread = std::thread::Builder::new().name(format!("worker-{worker}"));
-        queues.threads.push(thread.spawn(move || pool.work(worker))?);
+        let thread = threads::spawn(format!("worker-{worker}"), move || pool.work(worker))?;
+        queues.threads.push(thread);
         queues.started += 1;
         Ok(())
     }
@@ -359,12 +357,10 @@ impl Workers {
         for i in 0..count {
             pool.start_worker(&mut pool.queues.lock())?;
             let long = Arc::clone(&pool);
-            let thread = std::thread::Builder::new().name(format!("long-worker-{i}"));
-            others.push(thread.spawn(move || long.work_long())?);
+            others.push(threads::spawn(format!("long-worker-{i}"), move || long.work_long())?);
         }
         let watched = Arc::clone(&pool);
-        let thread = std::thread::Builder::new().name("worker-watch".to_owned());
-        others.push(thread.spawn(move || watched.watch())?);
+        others.push(threads::spawn("worker-watch".to_owned(), move || watched.watch())?);
         Ok(Self { pool, others: Mutex::new(others) })
     }
 

@@ -1,5 +1,5 @@
-//! `cargo xtask`: builds the guests, runs the two commands of the README, kills hosts, and measures
-//! other systems.
+//! `cargo xtask`: builds the guests, runs the two commands of the README, kills hosts, simulates them,
+//! and measures other systems.
 //!
 //! **Invariant:** nothing here is part of the host: it drives cargo and the `anabranch` binary as a
 //! user would, and depends on no crate of this workspace.
@@ -9,6 +9,7 @@ mod crash;
 mod demo;
 mod guests;
 mod peers;
+mod simulate;
 mod steps;
 
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ Usage: cargo xtask COMMAND
   demo          build host and plugins; stream January's flights; swap the plugin while they stream
   test          format, lints, licences, documentation, guests, all tests, and 50 rounds of crash
   crash         kill a host under load, round after round, and check all that it promised; --help says more
+  simulate      run a whole host in simulation, history after history, each from one seed; --help says more
   guests        build the plugins and fixtures that the tests and the demo load
   bench-peers   measure Kafka Streams, Flink and others on the same records and machine; --help says more";
 
@@ -35,6 +37,17 @@ fn main() -> ExitCode {
             Some(options) => crash::run(options),
             None => {
                 eprintln!("{}", crash::USAGE);
+                return ExitCode::from(2);
+            }
+        },
+        ["simulate", "help" | "--help" | "-h"] => {
+            println!("{}", simulate::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["simulate", ref rest @ ..] => match simulate::Options::parse(rest) {
+            Some(options) => simulate::run(options),
+            None => {
+                eprintln!("{}", simulate::USAGE);
                 return ExitCode::from(2);
             }
         },

@@ -1,0 +1,242 @@
+//! What the head is kept in: a small ordered map on disk, behind four operations.
+//!
+//! In a host it is sled. A simulated disk has one of its own, so that a crash can take from it what was
+//! not synced; one suite of tests holds both to the same.
+//!
+//! **Invariant:** changes that are applied together are there together, whatever happens; a crash takes
+//! at most the last ones, and none that was applied before a sync that succeeded.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::store::Error;
+
+/// Cannot be changed for a database that exists. With it, values of 64 KiB stay out of sled's blobs.
+const SLED_SEGMENT_BYTES: usize = 8 << 20;
+const SLED_CACHE_BYTES: u64 = 64 << 20;
+/// How often, and how long in all, sled's own lock is waited for.
+const HEAD_LOCK_TRIES: u32 = 500;
+const HEAD_LOCK_WAIT: Duration = Duration::from_millis(10);
+
+/// Keys that change, each to a value or to nothing.
+pub type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// Is shown a key and its value.
+pub type See<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<(), Error>;
+
+/// An ordered map on disk. Any error of a write or sync is final for its caller.
+pub trait Head: Send + Sync {
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error>;
+
+    /// Shows all keys that begin with `prefix` and their values, in the order of keys, until `see` fails.
+    fn scan(&self, prefix: &[u8], see: See<'_>) -> Result<(), Error>;
+
+    /// Makes all changes at once. Durable after [`Head::sync`].
+    fn apply(&self, changes: Changes) -> Result<(), Error>;
+
+    /// Makes everything applied before the call durable.
+    fn sync(&self) -> Result<(), Error>;
+}
+
+/// sled. Its flush ends in sync_file_range, which is no fsync: we do that on a descriptor of our own.
+pub struct SledHead {
+    db: sled::Db,
+    db_file: std::fs::File,
+    db_path: PathBuf,
+}
+
+impl SledHead {
+    /// Opens the database in the folder `dir`, or creates it.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let db = open_sled(dir)?;
+        let db_path = dir.join("db");
+        let db_file = std::fs::OpenOptions::new().read(true).write(true).open(&db_path);
+        let db_file = db_file.map_err(Error::io("open", &db_path))?;
+        Ok(Self { db, db_file, db_path })
+    }
+}
+
+impl Head for SledHead {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let found = guarded("head", || self.db.get(key).map_err(|e| sled_error(&e)))?;
+        Ok(found.map(|value| value.to_vec()))
+    }
+
+    fn scan(&self, prefix: &[u8], see: See<'_>) -> Result<(), Error> {
+        guarded("head", || {
+            self.db.scan_prefix(prefix).try_for_each(|entry| {
+                let (key, value) = entry.map_err(|e| sled_error(&e))?;
+                see(&key, &value)
+            })
+        })
+    }
+
+    fn apply(&self, changes: Changes) -> Result<(), Error> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        guarded("head", || self.db.apply_batch(batch).map_err(|e| sled_error(&e)))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        guarded("head", || self.db.flush().map_err(|e| sled_error(&e)))?;
+        self.db_file.sync_data().map_err(Error::io("sync", &self.db_path))
+    }
+}
+
+fn open_sled(head: &Path) -> Result<sled::Db, Error> {
+    // A snapshot that a killed host was writing makes sled refuse to open. It is always a copy.
+    if let Ok(entries) = std::fs::read_dir(head) {
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with("snap.") && name.ends_with(".generating") {
+                std::fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
+            }
+        }
+    }
+    // The directory is this process's alone by now. Who may still hold sled's own lock is a thread of
+    // a sled that was just closed here: it lets go by itself, but drop does not wait for it.
+    let mut tries_left = HEAD_LOCK_TRIES;
+    loop {
+        let opened = guarded(&head.display().to_string(), || {
+            let config = sled::Config::new()
+                .path(head)
+                .segment_size(SLED_SEGMENT_BYTES)
+                .cache_capacity(SLED_CACHE_BYTES)
+                .flush_every_ms(None);
+            match config.open() {
+                Ok(db) => Ok(Some(db)),
+                Err(sled::Error::Io(source)) if is_lock(&source) && tries_left > 0 => Ok(None),
+                Err(sled::Error::Io(source)) => Err(Error::io("open", head)(source)),
+                Err(other) => Err(sled_error(&other)),
+            }
+        })?;
+        if let Some(db) = opened {
+            return Ok(db);
+        }
+        tries_left -= 1;
+        std::thread::sleep(HEAD_LOCK_WAIT);
+    }
+}
+
+/// Whether sled's file is locked; sled says so in words only.
+fn is_lock(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::Other && error.to_string().contains("acquire lock")
+}
+
+/// sled panics on bytes that it does not expect; that is an answer, not a reason to go down.
+fn guarded<T>(place: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let detail = text.unwrap_or("the database panicked").to_owned();
+        Err(Error::Damaged { place: place.to_owned(), detail })
+    })
+}
+
+fn sled_error(error: &sled::Error) -> Error {
+    Error::Damaged { place: "the head".to_owned(), detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::simulation::Disk;
+    use crate::storage::FileSystem as _;
+    use crate::threads::scheduler::Random;
+
+    type Map = BTreeMap<Vec<u8>, Vec<u8>>;
+    /// Changes in one batch: a key changes once.
+    type Batch = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+
+    fn all(head: &dyn Head, prefix: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut found = Vec::new();
+        head.scan(prefix, &mut |key, value| {
+            found.push((key.to_vec(), value.to_vec()));
+            Ok(())
+        })
+        .unwrap();
+        found
+    }
+
+    /// What any head does: batches against a plain map, and after each end of the one that was open a
+    /// state that is no older than the last sync.
+    fn contract(seed: u64, end: impl Fn(Option<Box<dyn Head>>) -> Box<dyn Head>) {
+        let mut random = Random(seed);
+        let mut head = end(None);
+        // The states since the last sync, the newest last.
+        let mut states = vec![Map::new()];
+        for _ in 0..200 {
+            let mut state = states[states.len() - 1].clone();
+            let change = |random: &mut Random| {
+                let key = vec![b'a' + random.below(3) as u8, random.below(9) as u8];
+                let value = vec![random.draw() as u8; random.below(100) as usize];
+                (key, (!random.one_in(3)).then_some(value))
+            };
+            let changes: Batch = (0..random.below(5)).map(|_| change(&mut random)).collect();
+            for (key, value) in changes.clone() {
+                match value {
+                    Some(value) => drop(state.insert(key, value)),
+                    None => drop(state.remove(&key)),
+                }
+            }
+            head.apply(changes.into_iter().collect()).unwrap();
+            states.push(state);
+            if random.one_in(5) {
+                head.sync().unwrap();
+                states.drain(..states.len() - 1);
+            }
+            if random.one_in(20) {
+                head = end(Some(head));
+                let found: Map = all(&*head, b"").into_iter().collect();
+                let known = states.iter().rposition(|state| *state == found);
+                let known = known.unwrap_or_else(|| panic!("seed {seed}: {found:?} never was"));
+                states = vec![states[known].clone()];
+            }
+            let state = &states[states.len() - 1];
+            let expected: Vec<_> = state.clone().into_iter().collect();
+            assert_eq!(all(&*head, b""), expected, "seed {seed}");
+            let some: Vec<_> = expected.into_iter().filter(|(key, _)| key[0] == b'b').collect();
+            assert_eq!(all(&*head, b"b"), some, "seed {seed}");
+            assert_eq!(head.get(b"b\x03").unwrap().as_ref(), state.get(&b"b\x03"[..]));
+        }
+        let stopped = head.scan(b"", &mut |_, _| {
+            Err(Error::Stopped { reason: "by the one that sees".to_owned() })
+        });
+        assert!(stopped.is_err() || all(&*head, b"").is_empty());
+    }
+
+    #[test]
+    fn sled_keeps_the_contract() {
+        for seed in 0..3 {
+            let dir = tempfile::tempdir().unwrap();
+            contract(seed, |before| {
+                drop(before);
+                Box::new(SledHead::open(dir.path()).unwrap())
+            });
+        }
+    }
+
+    #[test]
+    fn a_simulated_head_keeps_the_contract_also_when_it_is_lost() {
+        for seed in 0..20 {
+            let disk = Disk::new(seed);
+            contract(seed, |before| {
+                let head = disk.open_head(Path::new("/head")).unwrap();
+                disk.sync_dir(Path::new("/")).unwrap();
+                if before.is_some() {
+                    disk.lose();
+                }
+                head
+            });
+        }
+    }
+}
