@@ -5,6 +5,9 @@
 //! that the file names at that moment: so a test can let the host work first and aim later. The last
 //! line on standard error is then `crash point name`, by which a test knows its own kill from any
 //! other. Without the variable a point costs a load of one word. Nothing else in the host knows of it.
+//!
+//! `ANABRANCH_LEAVE_OUT=name` has the host leave out what it does under that name, for a test of the
+//! tests that would miss it.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -36,6 +39,13 @@ impl Plan {
             }
         }
     }
+}
+
+/// Whether a test asked that this be left out.
+pub(super) fn is_left_out(name: &str) -> bool {
+    static LEFT_OUT: OnceLock<Option<String>> = OnceLock::new();
+    let left_out = LEFT_OUT.get_or_init(|| std::env::var("ANABRANCH_LEAVE_OUT").ok());
+    left_out.as_deref() == Some(name)
 }
 
 /// Kills the process if a test asked for it here.

@@ -8,16 +8,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use super::crash::is_left_out;
+use super::opening;
 use super::store::Error;
-
-/// Cannot be changed for a database that exists. With it, values of 64 KiB stay out of sled's blobs.
-const SLED_SEGMENT_BYTES: usize = 8 << 20;
-const SLED_CACHE_BYTES: u64 = 64 << 20;
-/// How often, and how long in all, sled's own lock is waited for.
-const HEAD_LOCK_TRIES: u32 = 500;
-const HEAD_LOCK_WAIT: Duration = Duration::from_millis(10);
 
 /// Keys that change, each to a value or to nothing.
 pub type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -44,30 +38,34 @@ pub trait Head: Send + Sync {
 pub struct SledHead {
     db: sled::Db,
     db_file: std::fs::File,
-    db_path: PathBuf,
+    dir: PathBuf,
 }
 
 impl SledHead {
     /// Opens the database in the folder `dir`, or creates it.
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let db = open_sled(dir)?;
+        let db = opening::open(dir)?;
         let db_path = dir.join("db");
         let db_file = std::fs::OpenOptions::new().read(true).write(true).open(&db_path);
         let db_file = db_file.map_err(Error::io("open", &db_path))?;
-        Ok(Self { db, db_file, db_path })
+        Ok(Self { db, db_file, dir: dir.to_owned() })
+    }
+
+    fn refused(&self, what: &'static str) -> impl Fn(sled::Error) -> Error {
+        move |error| sled_error(what, &self.dir, error)
     }
 }
 
 impl Head for SledHead {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let found = guarded("head", || self.db.get(key).map_err(|e| sled_error(&e)))?;
+        let found = guarded(&self.dir, || self.db.get(key).map_err(self.refused("read")))?;
         Ok(found.map(|value| value.to_vec()))
     }
 
     fn scan(&self, prefix: &[u8], see: See<'_>) -> Result<(), Error> {
-        guarded("head", || {
+        guarded(&self.dir, || {
             self.db.scan_prefix(prefix).try_for_each(|entry| {
-                let (key, value) = entry.map_err(|e| sled_error(&e))?;
+                let (key, value) = entry.map_err(self.refused("read"))?;
                 see(&key, &value)
             })
         })
@@ -81,67 +79,37 @@ impl Head for SledHead {
                 None => batch.remove(key),
             }
         }
-        guarded("head", || self.db.apply_batch(batch).map_err(|e| sled_error(&e)))
+        guarded(&self.dir, || self.db.apply_batch(batch).map_err(self.refused("write")))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        guarded("head", || self.db.flush().map_err(|e| sled_error(&e)))?;
-        self.db_file.sync_data().map_err(Error::io("sync", &self.db_path))
-    }
-}
-
-fn open_sled(head: &Path) -> Result<sled::Db, Error> {
-    // A snapshot that a killed host was writing makes sled refuse to open. It is always a copy.
-    if let Ok(entries) = std::fs::read_dir(head) {
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with("snap.") && name.ends_with(".generating") {
-                std::fs::remove_file(entry.path()).map_err(Error::io("remove", &entry.path()))?;
-            }
+        guarded(&self.dir, || self.db.flush().map_err(self.refused("write")))?;
+        if is_left_out("head-sync") {
+            return Ok(());
         }
+        self.db_file.sync_data().map_err(Error::io("sync", &self.dir.join("db")))
     }
-    // The directory is this process's alone by now. Who may still hold sled's own lock is a thread of
-    // a sled that was just closed here: it lets go by itself, but drop does not wait for it.
-    let mut tries_left = HEAD_LOCK_TRIES;
-    loop {
-        let opened = guarded(&head.display().to_string(), || {
-            let config = sled::Config::new()
-                .path(head)
-                .segment_size(SLED_SEGMENT_BYTES)
-                .cache_capacity(SLED_CACHE_BYTES)
-                .flush_every_ms(None);
-            match config.open() {
-                Ok(db) => Ok(Some(db)),
-                Err(sled::Error::Io(source)) if is_lock(&source) && tries_left > 0 => Ok(None),
-                Err(sled::Error::Io(source)) => Err(Error::io("open", head)(source)),
-                Err(other) => Err(sled_error(&other)),
-            }
-        })?;
-        if let Some(db) = opened {
-            return Ok(db);
-        }
-        tries_left -= 1;
-        std::thread::sleep(HEAD_LOCK_WAIT);
-    }
-}
-
-/// Whether sled's file is locked; sled says so in words only.
-fn is_lock(error: &std::io::Error) -> bool {
-    error.kind() == std::io::ErrorKind::Other && error.to_string().contains("acquire lock")
 }
 
 /// sled panics on bytes that it does not expect; that is an answer, not a reason to go down.
-fn guarded<T>(place: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+pub(super) fn guarded<T>(head: &Path, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         let detail = text.unwrap_or("the database panicked").to_owned();
-        Err(Error::Damaged { place: place.to_owned(), detail })
+        Err(Error::Damaged { place: head.display().to_string(), detail })
     })
 }
 
-fn sled_error(error: &sled::Error) -> Error {
-    Error::Damaged { place: "the head".to_owned(), detail: error.to_string() }
+/// What sled refused to do with its files in `head`.
+pub(super) fn sled_error(what: &'static str, head: &Path, error: sled::Error) -> Error {
+    match error {
+        sled::Error::Io(source) => Error::io(what, head)(source),
+        other => {
+            let (place, detail) = (head.display().to_string(), other.to_string());
+            Error::Damaged { place, detail }
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod fs;
 pub mod fuzz;
 mod head;
 mod machine;
+mod opening;
 mod store;
 
 pub use arrow_block::{claimed_bytes, read_batch};

@@ -34,6 +34,9 @@ pub fn run() -> Result<()> {
     steps.run("test", &mut cargo(&["test", "--workspace", "--no-fail-fast"]))?;
     let mut crash = Command::new(std::env::current_exe()?);
     steps.run("crash", crash.args(["crash", "--rounds", "50", "--seed", "1"]))?;
+    let mut powerloss = Command::new(std::env::current_exe()?);
+    let few = ["powerloss", "--rounds", "2", "--images", "9", "--seed", "1"];
+    steps.run("powerloss", powerloss.args(few))?;
     // Tiny sizes: that everything runs, not how fast.
     let mut bench = Command::new(target().join("debug/anabranch"));
     steps.run("bench", bench.args(["bench", "--quick"]).current_dir(root()))?;

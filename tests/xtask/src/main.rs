@@ -1,5 +1,5 @@
-//! `cargo xtask`: builds the guests, runs the two commands of the README, kills hosts, simulates them,
-//! and measures other systems.
+//! `cargo xtask`: builds the guests, runs the two commands of the README, kills hosts, takes their power
+//! away, simulates them, and measures other systems.
 //!
 //! **Invariant:** nothing here is part of the host: it drives cargo and the `anabranch` binary as a
 //! user would, and depends on no crate of this workspace.
@@ -7,8 +7,10 @@
 mod check;
 mod crash;
 mod demo;
+mod disk;
 mod guests;
 mod peers;
+mod powerloss;
 mod simulate;
 mod steps;
 
@@ -20,6 +22,7 @@ Usage: cargo xtask COMMAND
   demo          build host and plugins; stream January's flights; swap the plugin while they stream
   test          format, lints, licences, documentation, guests, all tests, and 50 rounds of crash
   crash         kill a host under load, round after round, and check all that it promised; --help says more
+  powerloss     record what a host writes, rebuild what a loss of power may leave of it, and open that
   simulate      run a whole host in simulation, history after history, each from one seed; --help says more
   guests        build the plugins and fixtures that the tests and the demo load
   bench-peers   measure Kafka Streams, Flink and others on the same records and machine; --help says more";
@@ -37,6 +40,17 @@ fn main() -> ExitCode {
             Some(options) => crash::run(options),
             None => {
                 eprintln!("{}", crash::USAGE);
+                return ExitCode::from(2);
+            }
+        },
+        ["powerloss", "help" | "--help" | "-h"] => {
+            println!("{}", powerloss::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["powerloss", ref rest @ ..] => match powerloss::Options::parse(rest) {
+            Some(options) => powerloss::run(options),
+            None => {
+                eprintln!("{}", powerloss::USAGE);
                 return ExitCode::from(2);
             }
         },

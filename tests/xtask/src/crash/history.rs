@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn a_true_history_passes() {
         let (requests, log) = history();
-        let seen = [Sighting { partition: 1, offset: 3, id: 7 }];
+        let seen = [Sighting { partition: 1, offset: 3, id: 7, at: 0 }];
         assert_eq!(check(&requests, &seen, &log), []);
     }
 
@@ -418,7 +418,7 @@ mod tests {
         assert!(kinds(&requests, &[], &log).contains(&Kind::OffsetReused));
         // Shown for one record, given to another.
         let (requests, log) = history();
-        let seen = [Sighting { partition: 0, offset: 3, id: 99 }];
+        let seen = [Sighting { partition: 0, offset: 3, id: 99, at: 0 }];
         assert_eq!(kinds(&requests, &seen, &log), [Kind::OffsetReused]);
         // Acknowledged for one request, held by another: the last two swapped places.
         let (mut requests, log) = history();

@@ -12,7 +12,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::client::Client;
-use super::plan::Batch;
 use crate::steps::anabranch;
 
 /// The signal that ends a process at once.
@@ -43,9 +42,9 @@ pub struct End {
 }
 
 impl Home {
-    /// An empty home in `dir`.
-    pub fn new(dir: &Path, batch: &Batch) -> Self {
-        Self { dir: dir.to_owned(), settings: batch.settings.clone(), starts: 0 }
+    /// A home in `dir` for hosts with these settings, by environment variable.
+    pub fn new(dir: &Path, settings: Vec<(&'static str, String)>) -> Self {
+        Self { dir: dir.to_owned(), settings, starts: 0 }
     }
 
     /// Has the host killed when it passes the point next.

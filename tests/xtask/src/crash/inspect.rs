@@ -264,12 +264,23 @@ fn finish(client: &Client, name: &str, records: u64) -> Result<Value> {
         }
         match waits_for(&status, records) {
             None => return Ok(status),
+            Some(what) if failure(&status).is_some() => {
+                bail!("{name}: {what}: {}", failure(&status).unwrap_or_default())
+            }
             Some(what) if began.elapsed() > PATIENCE => {
                 bail!("{name}: waited {PATIENCE:?} in vain: {what}: {status}")
             }
             Some(_) => std::thread::sleep(Duration::from_millis(5)),
         }
     }
+}
+
+/// Why a generation that should run does not, if one does not.
+fn failure(status: &Value) -> Option<&str> {
+    let mut all = status["generations"].as_array().into_iter().flatten();
+    let runs =
+        |g: &Value| matches!(g["phase"].as_str(), Some("live" | "warm" | "caught-up" | "failed"));
+    all.find_map(|g| g["failure"].as_str().filter(|_| runs(g)))
 }
 
 /// What a deployment still has to do.

@@ -9,7 +9,7 @@ use fastrand::Rng;
 use serde_json::Value;
 
 use super::client::Client;
-use super::journal::{Answer, Journal, Sent, Sighting};
+use super::journal::{Answer, Journal, Sent};
 use super::record::{Shown, text};
 
 /// The topic that producers write to.
@@ -24,6 +24,9 @@ pub const ROUND_RECORDS: u64 = 1_000;
 /// Records of a round after which producers only keep the host awake.
 const PLENTY_RECORDS: u64 = 4_000;
 
+/// Bytes that most records are padded with, at most.
+pub const PADDING: usize = 300;
+
 /// Threads that produce.
 const PRODUCERS: usize = 3;
 
@@ -36,15 +39,22 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts producers, and a reader of each partition from these offsets on.
-    pub fn start(client: &Client, journal: &Arc<Journal>, random: &mut Rng, ends: &[u64]) -> Self {
+    /// Starts producers, whose records are padded with fewer than `padding` bytes, and a reader of each
+    /// partition from these offsets on.
+    pub fn start(
+        client: &Client,
+        journal: &Arc<Journal>,
+        random: &mut Rng,
+        ends: &[u64],
+        padding: usize,
+    ) -> Self {
         let mut threads = Vec::new();
         let before = journal.acknowledged();
         for _ in 0..PRODUCERS {
             let (client, journal) = (client.clone(), Arc::clone(journal));
             let mut random = random.fork();
             threads.push(std::thread::spawn(move || {
-                while produce(&client, &journal, &mut random, before) {}
+                while produce(&client, &journal, &mut random, before, padding) {}
             }));
         }
         for (partition, from) in (0..).zip(ends.iter().copied()) {
@@ -54,7 +64,7 @@ impl Load {
                     let shown = Shown::read(line).map(|shown| shown.entry());
                     // What is no record of ours is found by the checker, which reads all of it.
                     if let Ok((offset, Some(id))) = shown.map(|entry| (entry.offset, entry.id)) {
-                        journal.saw(Sighting { partition, offset, id });
+                        journal.saw(partition, offset, id);
                     }
                     true
                 });
@@ -73,7 +83,13 @@ impl Load {
 }
 
 /// Sends one request; `false` once the host is gone.
-fn produce(client: &Client, journal: &Journal, random: &mut Rng, before: u64) -> bool {
+fn produce(
+    client: &Client,
+    journal: &Journal,
+    random: &mut Rng,
+    before: u64,
+    padding: usize,
+) -> bool {
     let done = journal.acknowledged() - before;
     let (most, pause_ms) = match done {
         0..ROUND_RECORDS => (80, 0),
@@ -81,7 +97,8 @@ fn produce(client: &Client, journal: &Journal, random: &mut Rng, before: u64) ->
         _ => (3, 20),
     };
     std::thread::sleep(Duration::from_millis(pause_ms));
-    let records: Vec<Sent> = (0..random.usize(1..=most)).map(|_| record(journal, random)).collect();
+    let count = random.usize(1..=most);
+    let records: Vec<Sent> = (0..count).map(|_| record(journal, random, padding)).collect();
     let body: String = records.iter().map(|record| format!("{}\n", record.text)).collect();
     let request = journal.begin(records);
     let path = format!("/v1/topics/{INPUT}/records");
@@ -108,12 +125,12 @@ fn acknowledged(text: &str) -> Answer {
 }
 
 /// A record with a seeded key, size and time; a few have headers, a few no key.
-fn record(journal: &Journal, random: &mut Rng) -> Sent {
+fn record(journal: &Journal, random: &mut Rng, padding: usize) -> Sent {
     let id = journal.new_id();
     // Few keys are frequent, and each has records.
     let key = format!("k{}", random.u32(0..KEYS).min(random.u32(0..KEYS)));
     let key = (random.u32(0..200) > 0).then_some(key);
-    let padding = "x".repeat(random.usize(0..300));
+    let padding = "x".repeat(random.usize(0..padding));
     let value = format!("{{\"id\":{id},\"padding\":\"{padding}\"}}");
     let headers = (random.u32(0..8) == 0).then(|| format!("[[\"trace\",\"{id}\"]]"));
     let timestamp = 1_700_000_000_000 + random.i64(0..1_000_000);

@@ -10,19 +10,19 @@
 //! name as its last line. Rounds, phases, sizes and what clients send are a function of the seed; when
 //! the threads of the host and of the clients meet is not.
 
-mod client;
+pub mod client;
 mod expected;
-mod history;
-mod host;
-mod inspect;
-mod journal;
-mod load;
-mod operator;
+pub mod history;
+pub mod host;
+pub mod inspect;
+pub mod journal;
+pub mod load;
+pub mod operator;
 mod outputs;
-mod plan;
+pub mod plan;
 mod record;
 mod report;
-mod rounds;
+pub mod rounds;
 
 use anyhow::{Result, bail};
 

@@ -12,13 +12,14 @@ use fastrand::Rng;
 use serde_json::{Value, json};
 
 use super::client::{Client, Reply};
+use super::journal::Journal;
 use super::plan::Phase;
 
 /// The deployments; the second reads what the first makes.
 pub const DEPLOYMENTS: [&str; 2] = ["first", "second"];
 
 /// What the operator was told, over all rounds of a batch.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq)]
 pub struct Told {
     /// Swaps that were acknowledged: the deployment and the generation.
     pub swaps: Vec<(&'static str, u64)>,
@@ -29,23 +30,55 @@ pub struct Told {
     /// Flips that were acknowledged.
     pub flips: u64,
     /// The plugin of each deployment: its digest and bytes.
-    pub plugins: BTreeMap<&'static str, (String, Vec<u8>)>,
+    pub plugins: BTreeMap<&'static str, (String, Arc<[u8]>)>,
     /// Counts salts, so that no two generations make the same.
     salts: u64,
+}
+
+/// What the operator was told, as it changed, with where the recording of the host's disk stood.
+#[derive(Debug)]
+pub struct History(Vec<(u64, Told)>);
+
+impl History {
+    /// What it was told in the end.
+    pub fn last(&self) -> Told {
+        self.as_of(u64::MAX)
+    }
+
+    /// What it had been told when the recording stood at `position`.
+    pub fn as_of(&self, position: u64) -> Told {
+        let told = self.0.iter().rev().find(|(at, _)| *at <= position);
+        let mut told = told.map(|(_, told)| told.clone()).unwrap_or_default();
+        // What was asked then may have been done.
+        told.salts = self.0.last().map_or(0, |(_, last)| last.salts);
+        told
+    }
 }
 
 /// An operator at work.
 pub struct Operator {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Told>,
+    thread: JoinHandle<History>,
 }
 
 impl Operator {
     /// Starts one that does what leads to the phase, and by chance something else beside it.
-    pub fn start(client: &Client, told: &Told, phase: Phase, random: &mut Rng) -> Self {
+    pub fn start(
+        client: &Client,
+        told: &Told,
+        journal: &Arc<Journal>,
+        phase: Phase,
+        random: &mut Rng,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let mut work = Work { client: client.clone(), random: random.fork(), told: told.clone() };
+        let mut work = Work {
+            client: client.clone(),
+            random: random.fork(),
+            told: told.clone(),
+            journal: Arc::clone(journal),
+            history: History(vec![(0, told.clone())]),
+        };
         let thread = std::thread::spawn(move || {
             let mut left = match phase {
                 Phase::Point("swap" | "push", _) | Phase::Anytime => u32::MAX,
@@ -57,13 +90,14 @@ impl Operator {
                 left -= 1;
                 std::thread::sleep(Duration::from_millis(3));
             }
-            work.told
+            work.note();
+            work.history
         });
         Self { stop, thread }
     }
 
-    /// What it was told in the end.
-    pub fn finish(self) -> Option<Told> {
+    /// What it was told.
+    pub fn finish(self) -> Option<History> {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().ok()
     }
@@ -73,9 +107,20 @@ struct Work {
     client: Client,
     random: Rng,
     told: Told,
+    journal: Arc<Journal>,
+    history: History,
 }
 
 impl Work {
+    /// Keeps what is known, with where the recording stands: before something is asked of which the
+    /// outcome is not known, and after it was answered.
+    fn note(&mut self) {
+        let at = self.journal.position();
+        if self.history.0.last().is_none_or(|(_, last)| *last != self.told) {
+            self.history.0.push((at, self.told.clone()));
+        }
+    }
+
     /// Does one thing; an error when the host is gone.
     fn step(&mut self, push: bool) -> Result<()> {
         if push || self.random.u32(0..40) == 0 {
@@ -121,12 +166,14 @@ impl Work {
         let reply = self.ask(name, "swap", &request)?;
         let generation = reply.json().ok().and_then(|body| body["generation"].as_u64());
         self.told.swaps.extend(generation.map(|number| (name, number)));
+        self.note();
         Ok(())
     }
 
     /// Asks something of a deployment, and notes what is sure afterwards.
     fn ask(&mut self, name: &'static str, what: &str, body: &Value) -> Result<Reply> {
         self.told.live.remove(name);
+        self.note();
         let reply = self.client.send("POST", &format!("/v1/deployments/{name}/{what}"), body)?;
         if matches!(what, "promote" | "rollback")
             && let Ok(status) = reply.json()
@@ -136,6 +183,7 @@ impl Work {
                 self.told.live.insert(name, live);
             }
         }
+        self.note();
         Ok(reply)
     }
 
@@ -143,7 +191,7 @@ impl Work {
     fn push(&mut self) -> Result<()> {
         let name = DEPLOYMENTS[self.random.usize(0..2)];
         let mark = self.random.u64(..).to_le_bytes();
-        let mut bytes = self.told.plugins[name].1.clone();
+        let mut bytes = self.told.plugins[name].1.to_vec();
         // A custom section: id 0, its length, the length of its name, the name, and the mark.
         bytes.extend([0, 14, 5]);
         bytes.extend(b"crash");
@@ -154,6 +202,7 @@ impl Work {
             self.told.pushes.insert(digest.clone(), body["size_bytes"].as_u64().unwrap_or(0));
             // What was acknowledged can be run: later swaps take it.
             self.told.plugins.entry(name).and_modify(|(current, _)| *current = digest);
+            self.note();
         }
         Ok(())
     }

@@ -139,7 +139,7 @@ impl Plan {
 }
 
 /// Sizes so small that sealing, checkpoints and replays to files happen in every round.
-fn settings(random: &mut Rng) -> Vec<(&'static str, String)> {
+pub fn settings(random: &mut Rng) -> Vec<(&'static str, String)> {
     let mut choose = |of: &[u64]| of[random.usize(0..of.len())].to_string();
     vec![
         ("ANABRANCH_STORAGE_HEAD_BYTES", choose(&[60_000, 120_000, 240_000])),

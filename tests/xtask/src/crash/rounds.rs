@@ -8,11 +8,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 use serde_json::json;
 
+use super::client::Client;
 use super::history::{Kind, Violation};
 use super::host::{End, Home, Host, Start};
 use super::inspect::Inspector;
 use super::journal::Journal;
-use super::load::{INPUT, Load, PARTITIONS, ROUND_RECORDS};
+use super::load::{INPUT, Load, PADDING, PARTITIONS, ROUND_RECORDS};
 use super::operator::{DEPLOYMENTS, Operator, Told};
 use super::plan::{Batch, Phase, Plan, Round};
 use super::report::Report;
@@ -83,6 +84,37 @@ pub fn run_batch(
     Ok(None)
 }
 
+/// Makes the topic and the two deployments; after each answer `done` gets the path of what must be
+/// there from then on.
+///
+/// # Errors
+/// When the host does not answer, or refuses.
+pub fn set_up(client: &Client, told: &mut Told, mut done: impl FnMut(String)) -> Result<()> {
+    let topic = json!({ "partitions": PARTITIONS });
+    let path = format!("/v1/topics/{INPUT}");
+    client.send("PUT", &path, &topic)?.json()?;
+    done(path);
+    let first_out = format!("{}-out", DEPLOYMENTS[0]);
+    for (name, guest, output, input, lease) in [
+        (DEPLOYMENTS[0], "fixture_tally", "tallies", INPUT, "1h"),
+        (DEPLOYMENTS[1], "count", "counts", &*first_out, "0s"),
+    ] {
+        let bytes = std::fs::read(guest_dir().join(format!("{guest}.wasm")))?;
+        let pushed = client.ask("POST", "/v1/plugins", "application/wasm", &bytes)?.json()?;
+        let digest = pushed["digest"].as_str().context("no digest")?.to_owned();
+        done(format!("/v1/plugins/{digest}"));
+        let spec = json!({
+            "name": name, "plugin": digest, "inputs": [input],
+            "outputs": { output: format!("{name}-out") }, "swap": { "warm_lease": lease },
+        });
+        let path = format!("/v1/deployments/{name}");
+        client.send("PUT", &path, &spec)?.json()?;
+        done(path);
+        told.plugins.insert(name, (digest, bytes.into()));
+    }
+    Ok(())
+}
+
 /// One data directory, and all that is known of it.
 struct World {
     home: Home,
@@ -95,28 +127,12 @@ struct World {
 impl World {
     /// A fresh host with its topic and its two deployments.
     fn begin(batch: &Batch, dir: &Path) -> Result<Self> {
-        let home = Home::new(dir, batch);
+        let home = Home::new(dir, batch.settings.clone());
         let (journal, told, inspector) = (Arc::default(), Told::default(), Inspector::new());
         let mut world = Self { home, host: None, journal, told, inspector };
         world.start()?;
         let client = world.host()?.client.clone();
-        let topic = json!({ "partitions": PARTITIONS });
-        client.send("PUT", &format!("/v1/topics/{INPUT}"), &topic)?.json()?;
-        let first_out = format!("{}-out", DEPLOYMENTS[0]);
-        for (name, guest, output, input, lease) in [
-            (DEPLOYMENTS[0], "fixture_tally", "tallies", INPUT, "1h"),
-            (DEPLOYMENTS[1], "count", "counts", &*first_out, "0s"),
-        ] {
-            let bytes = std::fs::read(guest_dir().join(format!("{guest}.wasm")))?;
-            let pushed = client.ask("POST", "/v1/plugins", "application/wasm", &bytes)?.json()?;
-            let digest = pushed["digest"].as_str().context("no digest")?.to_owned();
-            let spec = json!({
-                "name": name, "plugin": digest, "inputs": [input],
-                "outputs": { output: format!("{name}-out") }, "swap": { "warm_lease": lease },
-            });
-            client.send("PUT", &format!("/v1/deployments/{name}"), &spec)?.json()?;
-            world.told.plugins.insert(name, (digest, bytes));
-        }
+        set_up(&client, &mut world.told, |_| ())?;
         Ok(world)
     }
 
@@ -137,8 +153,9 @@ impl World {
         let Round { phase, mut random } = round;
         let before = self.journal.acknowledged();
         let client = self.host()?.client.clone();
-        let load = Load::start(&client, &self.journal, &mut random, &self.inspector.ends());
-        let operator = Operator::start(&client, &self.told, phase, &mut random);
+        let ends = self.inspector.ends();
+        let load = Load::start(&client, &self.journal, &mut random, &ends, PADDING);
+        let operator = Operator::start(&client, &self.told, &self.journal, phase, &mut random);
         let end = self.loaded_and_killed(phase, before, &mut random);
         if end.is_err() {
             // Whatever went wrong, nobody works on.
@@ -147,7 +164,7 @@ impl World {
         load.finish();
         let told = operator.finish();
         let mut end = end?;
-        self.told = told.context("the operator panicked")?;
+        self.told = told.context("the operator panicked")?.last();
         match phase {
             Phase::Point("open", point) => end = self.killed_while_opening(point)?,
             Phase::Recovering => {
