@@ -191,6 +191,8 @@ impl Registry {
         let dir = config.data.dir.clone();
         let storage = Storage::open(&dir, &file_system, &clock);
         let storage = Arc::new(storage.map_err(cannot_open)?);
+        // From here on a failed sync of any file stops all writing.
+        let file_system = storage.file_system();
         crash_point("open-head");
         let log = Log::open(
             storage,

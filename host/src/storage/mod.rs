@@ -16,6 +16,7 @@ pub mod fuzz;
 mod head;
 mod machine;
 mod opening;
+mod stopper;
 mod store;
 
 pub use arrow_block::{claimed_bytes, read_batch};

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
 use super::fs::{File, FileSystem};
 use super::head::Head;
+use super::stopper::{Stop, StoppingFileSystem};
 use crate::clock::SharedClock;
 use crate::threads::{self, Bug, Mutex, RwLock};
 
@@ -133,8 +134,9 @@ pub struct Storage {
     /// Written between batches only: a reader that holds it sees whole batches.
     state: RwLock<State>,
     high_water: Mutex<Box<dyn File>>,
-    /// The first failure; set once.
-    stopped: Mutex<Option<String>>,
+    /// The disk, which stops when this storage does, and the other way round.
+    fs: Arc<dyn FileSystem>,
+    stop: Arc<Stop>,
     /// Dropped last, so that the head is closed before another host may enter.
     _lock: Box<dyn Send + Sync>,
 }
@@ -142,6 +144,9 @@ pub struct Storage {
 impl Storage {
     /// Opens the data directory, or creates it where there is none.
     pub fn open(dir: &Path, fs: &Arc<dyn FileSystem>, clock: &SharedClock) -> Result<Self, Error> {
+        let stop = Arc::new(Stop::default());
+        let (inner, stops) = (Arc::clone(fs), Arc::clone(&stop));
+        let fs: Arc<dyn FileSystem> = Arc::new(StoppingFileSystem { inner, stop: stops });
         create_dir(dir, fs.as_ref())?;
         let lock_path = dir.join("lock");
         let lock = fs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
@@ -164,7 +169,8 @@ impl Storage {
             head,
             state: RwLock::new(State { sequence: tip.unwrap_or(0), chunked: HashMap::new() }),
             high_water: Mutex::new(high_water),
-            stopped: Mutex::new(None),
+            fs: Arc::clone(&fs),
+            stop,
             _lock: lock,
         };
         match format {
@@ -178,6 +184,11 @@ impl Storage {
     /// The random number that names this store in all its files.
     pub fn store_id(&self) -> u64 {
         self.store_id
+    }
+
+    /// The disk, for all files beside the head: a sync of any that fails stops this storage for good.
+    pub fn file_system(&self) -> Arc<dyn FileSystem> {
+        Arc::clone(&self.fs)
     }
 
     /// The data directory.
@@ -244,7 +255,7 @@ impl Storage {
         }
         let tip = sequence.to_le_bytes();
         changes.push((TIP_KEY.to_vec(), Some(frame::encode(TIP_KEY, Kind::Whole, sequence, &tip))));
-        self.head.apply(changes).map_err(|e| self.stop(e))?;
+        self.head.apply(changes).map_err(|e| self.stopped(e))?;
         state.sequence = sequence;
         Ok(sequence)
     }
@@ -254,9 +265,9 @@ impl Storage {
         self.check_running()?;
         let sequence = self.sequence();
         if !threads::has(Bug::LostFsync) {
-            self.head.sync().map_err(|e| self.stop(e))?;
+            self.head.sync().map_err(|e| self.stopped(e))?;
         }
-        self.write_high_water(sequence).map_err(|e| self.stop(e))
+        self.write_high_water(sequence).map_err(|e| self.stopped(e))
     }
 
     /// Syncs a last time. Dropping the storage without it loses nothing that was acknowledged.
@@ -268,18 +279,15 @@ impl Storage {
 
     /// Why the storage has stopped for good; `None` while it takes writes.
     pub fn failure(&self) -> Option<String> {
-        self.stopped.lock().clone()
+        self.stop.reason()
     }
 
     fn check_running(&self) -> Result<(), Error> {
-        match &*self.stopped.lock() {
-            Some(reason) => Err(Error::Stopped { reason: reason.clone() }),
-            None => Ok(()),
-        }
+        self.stop.reason().map_or(Ok(()), |reason| Err(Error::Stopped { reason }))
     }
 
-    fn stop(&self, error: Error) -> Error {
-        self.stopped.lock().get_or_insert_with(|| error.to_string());
+    fn stopped(&self, error: Error) -> Error {
+        self.stop.stop(&error);
         error
     }
 

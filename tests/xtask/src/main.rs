@@ -8,6 +8,7 @@ mod check;
 mod crash;
 mod demo;
 mod disk;
+mod faults;
 mod guests;
 mod peers;
 mod powerloss;
@@ -23,6 +24,7 @@ Usage: cargo xtask COMMAND
   test          format, lints, licences, documentation, guests, all tests, and 50 rounds of crash
   crash         kill a host under load, round after round, and check all that it promised; --help says more
   powerloss     record what a host writes, rebuild what a loss of power may leave of it, and open that
+  faults        have a host's disk fail at any operation and flip bits of its files; --help says more
   simulate      run a whole host in simulation, history after history, each from one seed; --help says more
   guests        build the plugins and fixtures that the tests and the demo load
   bench-peers   measure Kafka Streams, Flink and others on the same records and machine; --help says more";
@@ -40,6 +42,17 @@ fn main() -> ExitCode {
             Some(options) => crash::run(options),
             None => {
                 eprintln!("{}", crash::USAGE);
+                return ExitCode::from(2);
+            }
+        },
+        ["faults", "help" | "--help" | "-h"] => {
+            println!("{}", faults::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        ["faults", ref rest @ ..] => match faults::Options::parse(rest) {
+            Some(options) => faults::run(options),
+            None => {
+                eprintln!("{}", faults::USAGE);
                 return ExitCode::from(2);
             }
         },

@@ -351,7 +351,7 @@ mod tests {
     fn what_a_reader_saw_is_missed() {
         let (mut requests, mut log) = history();
         requests[5].answer = Answer::Unknown;
-        let seen = [Sighting { partition: 0, offset: 11, id: log[0][11].id.unwrap() }];
+        let seen = [Sighting { partition: 0, offset: 11, id: log[0][11].id.unwrap(), at: 0 }];
         assert_eq!(check(&requests, &seen, &log), []);
         log.iter_mut().for_each(|entries| entries.truncate(10));
         assert_eq!(kinds(&requests, &seen, &log), [Kind::Lost]);

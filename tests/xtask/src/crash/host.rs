@@ -149,6 +149,14 @@ impl Host {
         Ok(())
     }
 
+    /// How it ended, as it must by itself within this time.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn end_within(mut self, patience: Duration) -> Result<End> {
+        self.end(patience)
+    }
+
     fn end(&mut self, patience: Duration) -> Result<End> {
         let deadline = Instant::now() + patience;
         loop {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use anyhow::Result;
 use fastrand::Rng;
 use serde_json::Value;
 
@@ -97,20 +98,45 @@ fn produce(
         _ => (3, 20),
     };
     std::thread::sleep(Duration::from_millis(pause_ms));
+    let there = send(client, journal, random, most, padding);
+    there.is_ok()
+}
+
+/// Sends one request to a host that is there; says why it was refused, if it was.
+///
+/// # Errors
+/// When there was no answer.
+pub fn produce_one(
+    client: &Client,
+    journal: &Journal,
+    random: &mut Rng,
+    padding: usize,
+) -> Result<Option<String>> {
+    send(client, journal, random, 10, padding)
+}
+
+/// Sends up to `most` records, and notes what became of them.
+fn send(
+    client: &Client,
+    journal: &Journal,
+    random: &mut Rng,
+    most: usize,
+    padding: usize,
+) -> Result<Option<String>> {
     let count = random.usize(1..=most);
     let records: Vec<Sent> = (0..count).map(|_| record(journal, random, padding)).collect();
     let body: String = records.iter().map(|record| format!("{}\n", record.text)).collect();
     let request = journal.begin(records);
     let path = format!("/v1/topics/{INPUT}/records");
     let reply = client.ask("POST", &path, "application/x-ndjson", body.as_bytes());
-    let there = reply.is_ok();
-    let answer = match reply {
+    let answer = match &reply {
         Ok(reply) if reply.status == 200 => acknowledged(&reply.text),
         Ok(reply) if (400..500).contains(&reply.status) => Answer::Refused,
         _ => Answer::Unknown,
     };
     journal.end(request, answer);
-    there
+    let reply = reply?;
+    Ok((reply.status != 200).then_some(reply.text))
 }
 
 fn acknowledged(text: &str) -> Answer {

@@ -249,6 +249,11 @@ impl Image {
         Ok(())
     }
 
+    /// All files: path and content.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().filter_map(|(path, content)| Some((&**path, &**content.as_ref()?)))
+    }
+
     /// The first path at which two images differ, if one does.
     pub fn differs(&self, other: &Self) -> Option<String> {
         let mut paths = self.0.keys().chain(other.0.keys());

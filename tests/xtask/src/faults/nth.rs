@@ -1,0 +1,222 @@
+//! The Nth operation fails.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fastrand::Rng;
+use serde_json::json;
+
+use super::{Base, ends, fresh_home, panicked, said};
+use crate::crash::client::Client;
+use crate::crash::host::{Home, Start};
+use crate::crash::inspect::Inspector;
+use crate::crash::journal::Journal;
+use crate::crash::load::{PADDING, produce_one};
+use crate::crash::operator::DEPLOYMENTS;
+use crate::disk;
+
+/// Ways to fail: what the interposer is told, and what they are called.
+const WAYS: [(&str, &str); 5] = [
+    ("5:once", "EIO"),
+    ("5:on", "EIO from then on"),
+    ("28:once", "ENOSPC"),
+    ("28:on", "ENOSPC from then on"),
+    ("5:short", "a short write"),
+];
+/// Requests of a run.
+const REQUESTS: usize = 25;
+/// No run has so many operations.
+const MOST: u64 = 100_000;
+/// About as many operations as a run has.
+const USUAL: f64 = 600.0;
+/// How long one request may take before the host is said to hang.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Fails operations by lot, early ones more often.
+pub fn some(base: &Base, library: &Path, dir: &Path, seed: u64, runs: u64) -> Result<String> {
+    let mut random = Rng::with_seed(seed ^ 0xfa17);
+    let mut tally = Tally::default();
+    for run in 0..runs {
+        let way = WAYS[run as usize % WAYS.len()];
+        let n = USUAL.powf(random.f64()).ceil() as u64;
+        tally.run(base, library, dir, seed, n, way)?;
+    }
+    Ok(tally.tell())
+}
+
+/// Fails the first, the second, the third … operation, in each way, until a run is clean.
+pub fn all(base: &Base, library: &Path, dir: &Path, seed: u64) -> Result<String> {
+    let mut tally = Tally::default();
+    for way in WAYS {
+        for n in 1..MOST {
+            if !tally.run(base, library, dir, seed, n, way)? {
+                println!("{}: {} operations", way.1, n - 1);
+                break;
+            }
+        }
+    }
+    Ok(tally.tell())
+}
+
+/// What came of the runs.
+#[derive(Default)]
+struct Tally {
+    runs: u64,
+    clean: u64,
+    /// By what failed, the runs in which it did.
+    failed: BTreeMap<String, u64>,
+    refused: u64,
+    ended: u64,
+}
+
+/// What one run came to.
+struct Outcome {
+    /// The operation that failed, and its path.
+    failed: Option<(String, String)>,
+    /// What was refused, in words.
+    refused: Vec<String>,
+    ended: bool,
+}
+
+impl Tally {
+    /// Whether an operation failed.
+    fn run(
+        &mut self,
+        base: &Base,
+        library: &Path,
+        dir: &Path,
+        seed: u64,
+        n: u64,
+        (way, name): (&str, &str),
+    ) -> Result<bool> {
+        let home = dir.join("home");
+        let outcome = run(base, library, &home, n, way).with_context(|| {
+            format!("seed {seed}, operation {n}, {name}; kept in {}", home.display())
+        })?;
+        self.runs += 1;
+        self.refused += u64::from(!outcome.refused.is_empty());
+        self.ended += u64::from(outcome.ended);
+        let Some((what, _)) = outcome.failed else {
+            self.clean += 1;
+            return Ok(false);
+        };
+        *self.failed.entry(what).or_default() += 1;
+        Ok(true)
+    }
+
+    fn tell(&self) -> String {
+        let failed: Vec<_> = self.failed.iter().map(|(what, n)| format!("{n} {what}")).collect();
+        format!(
+            "{} runs: {} had no such operation; failed: {}; {} hosts refused something, {} did not start; \
+             nothing that was acknowledged is missing",
+            self.runs,
+            self.clean,
+            failed.join(", "),
+            self.refused,
+            self.ended
+        )
+    }
+}
+
+fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Outcome> {
+    fresh_home(&base.image, dir)?;
+    let told = dir.join("told");
+    let mut settings = base.settings.clone();
+    settings.extend(disk::below(library, dir));
+    settings.push(("DISK_FAIL", format!("{n}:{}", way)));
+    settings.push(("DISK_TOLD", told.display().to_string()));
+    let mut home = Home::new(dir, settings);
+    let journal = base.journal.as_of(u64::MAX);
+    let mut outcome = Outcome { failed: None, refused: Vec::new(), ended: false };
+    match home.start()? {
+        Start::Ready(host) => {
+            work(&host.client, &journal, n, &mut outcome.refused)?;
+            let text = std::fs::read_to_string(&told).unwrap_or_default();
+            let synced = |line: &str| line.starts_with("sync ") && !line.contains("/compiled");
+            // The sync of a host that is ready; one before may have been tried and given up.
+            if text.lines().any(synced) {
+                let reply = host.client.get("/readyz")?;
+                ensure!(reply.status == 503, "a sync failed and it is ready: {}", reply.text);
+                outcome.refused.push(reply.text);
+            }
+            ends(host)?;
+        }
+        Start::Ended(end) => {
+            outcome.ended = true;
+            outcome.refused.push(end.describe());
+        }
+    }
+    let text = std::fs::read_to_string(&told).unwrap_or_default();
+    let first = text.lines().next().and_then(|line| line.split_once(' '));
+    outcome.failed = first.map(|(what, path)| (what.to_owned(), path.to_owned()));
+    if let Some(line) = panicked(dir)? {
+        bail!("{first:?} failed: {line}");
+    }
+    match &outcome.failed {
+        None => ensure!(outcome.refused.is_empty(), "nothing failed, but {:?}", outcome.refused),
+        Some((what, path)) if !outcome.refused.is_empty() => {
+            let words = outcome.refused.join("\n") + &said(dir)?;
+            ensure!(names(&words, path), "{what} {path} failed and nothing names it: {words}");
+        }
+        Some(_) => {}
+    }
+    after(base, dir, &journal).with_context(|| format!("after {first:?} failed"))?;
+    Ok(outcome)
+}
+
+/// Whether an error names the file or the folder that it is in.
+fn names(words: &str, path: &str) -> bool {
+    let mut parts = path.rsplit('/');
+    let file = parts.next().unwrap_or_default();
+    let file = file.trim_end_matches(".tmp").trim_end_matches(".generating");
+    let folder = parts.next().map(|folder| format!("{folder}: "));
+    let folder = folder.is_some_and(|folder| words.contains(&folder));
+    words.contains(&format!("/{file}")) || folder
+}
+
+/// Sends requests one after the other, with a swap among them; notes what is refused.
+fn work(client: &Client, journal: &Journal, n: u64, refused: &mut Vec<String>) -> Result<()> {
+    let mut random = Rng::with_seed(n);
+    let mut patiently = |what: &str, asked: &mut dyn FnMut() -> Result<Option<String>>| {
+        let began = Instant::now();
+        let answer = asked().with_context(|| format!("{what} had no answer"))?;
+        ensure!(began.elapsed() < PATIENCE, "{what} took {:?}", began.elapsed());
+        refused.extend(answer);
+        anyhow::Ok(())
+    };
+    for request in 0..REQUESTS {
+        patiently("a produce request", &mut || produce_one(client, journal, &mut random, PADDING))?;
+        if request == REQUESTS / 3 {
+            let path = format!("/v1/deployments/{}", DEPLOYMENTS[0]);
+            patiently("a swap", &mut || {
+                let status = client.get(&path)?.json()?;
+                let live = status["generations"].as_array().into_iter().flatten();
+                let live = live.into_iter().find(|g| g["number"] == status["live"]);
+                let plugin = live.context("no live generation")?["plugin"].clone();
+                let body =
+                    json!({ "plugin": plugin, "reason": "salt 1 auto", "config": { "salt": 1 } });
+                let reply = client.send("POST", &format!("{path}/swap"), &body)?;
+                Ok((reply.status >= 400).then_some(reply.text))
+            })?;
+        }
+        std::thread::sleep(Duration::from_millis(4));
+    }
+    Ok(())
+}
+
+/// A host without faults has everything.
+fn after(base: &Base, dir: &Path, journal: &Journal) -> Result<()> {
+    let mut home = Home::new(dir, base.settings.clone());
+    let host = match home.start()? {
+        Start::Ready(host) => host,
+        Start::Ended(end) => bail!("it does not start any more: {}", end.describe()),
+    };
+    let inspected = Inspector::forgiving().inspect(&host.client, journal, &base.told, true)?;
+    if let Some(violation) = inspected.first() {
+        bail!("{violation}");
+    }
+    drop(host.kill());
+    Ok(())
+}
