@@ -5,11 +5,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::json;
 
-use super::clients::{Fate, Item, Seen, read, salt_of, topics};
+use super::clients::{Fate, Item, Seen, Sent, read, salt_of, topics};
 use super::history::{DEPLOYMENTS, INPUT, World};
 use crate::deployment::{GenerationStatus, Phase, Registry, StoreScan};
 use crate::log::ReadError;
-use crate::types::partition_of_key;
 
 /// The multiplier of the plugin's order-dependent number.
 const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -62,7 +61,7 @@ pub fn everything(world: &World, registry: &Registry) {
 /// Nothing acknowledged is lost, doubled, reordered or altered; what was refused is not there; what was
 /// not answered is there whole or not at all.
 fn input_is_what_was_sent(world: &World, registry: &Registry) {
-    let mut found: HashMap<String, (u32, u64, String)> = HashMap::new();
+    let mut found: HashMap<String, (u32, u64, Option<String>)> = HashMap::new();
     for p in 0..world.partitions {
         let (items, end) = read(registry, INPUT, p, 0);
         end.unwrap_or_else(|error| panic!("input/{p}: {error}"));
@@ -79,7 +78,7 @@ fn input_is_what_was_sent(world: &World, registry: &Registry) {
     // Where the last acknowledged request of a producer ended.
     let mut ends: HashMap<(u64, u32), u64> = HashMap::new();
     for request in &world.journal().requests {
-        let there = request.records.iter().filter(|(_, value)| found.contains_key(value)).count();
+        let there = request.records.iter().filter(|r| found.contains_key(&r.value)).count();
         match &request.fate {
             Fate::Refused => assert_eq!(there, 0, "{request:?} was refused, and is there"),
             Fate::Unknown => {
@@ -88,8 +87,8 @@ fn input_is_what_was_sent(world: &World, registry: &Registry) {
             }
             Fate::Acknowledged(next) => {
                 let mut at = next.clone();
-                for (key, value) in request.records.iter().rev() {
-                    let p = partition_of_key(key.as_bytes(), world.partitions).0;
+                for Sent { key, value, partition: p } in request.records.iter().rev() {
+                    let p = *p;
                     let end = at.get_mut(&p).unwrap_or_else(|| panic!("{request:?} without {p}"));
                     *end -= 1;
                     let expected = (p, *end, key.clone());
@@ -130,7 +129,7 @@ fn input_of(
     topic: &str,
     p: u32,
     from: u64,
-) -> Option<Vec<(u64, String)>> {
+) -> Option<Vec<(u64, Option<String>)>> {
     let (mut items, end) = read(registry, topic, p, from);
     match end {
         Ok(_) => {}
@@ -160,10 +159,13 @@ fn outputs_are_recomputed(world: &World, registry: &Registry, name: &str, input:
             let Some(records) = input_of(world, registry, input, p, start) else { continue };
             let salt = salt_of(generation.reason.as_deref());
             let mut tallies = Tallies { salt, ..Tallies::default() };
-            let made: Vec<_> = records
-                .iter()
-                .map(|(offset, key)| (*offset, key.clone(), tallies.add(*offset, key)))
+            let keyed = records.iter().filter_map(|(offset, key)| Some((*offset, key.as_ref()?)));
+            let made: Vec<Made> = keyed
+                .map(|(offset, key)| (offset, Some(key.clone()), tallies.add(offset, key)))
                 .collect();
+            if status.live == generation.number {
+                dead_letters_are(world, registry, name, p, &records);
+            }
             store_is(registry, name, generation, p, &tallies);
             for mount in state.mounts.iter().filter(|m| m.generation == Some(generation.number)) {
                 let Some(found) = outputs_in(world, registry, &topic, mount, p) else { continue };
@@ -182,7 +184,31 @@ fn outputs_are_recomputed(world: &World, registry: &Registry, name: &str, input:
     }
 }
 
-type Made = (u64, String, serde_json::Value);
+type Made = (u64, Option<String>, serde_json::Value);
+
+/// The dead letters of the live generation are the records without a key.
+fn dead_letters_are(
+    world: &World,
+    registry: &Registry,
+    name: &str,
+    p: u32,
+    records: &[(u64, Option<String>)],
+) {
+    let topic = format!("{name}.dead-letters");
+    let state = registry.topic_handle(&topic.parse().unwrap()).unwrap().state();
+    let mut found = Vec::new();
+    for q in 0..state.partitions.min(world.partitions) {
+        let (items, _) = read(registry, &topic, q, state.open_mount().base[q as usize].0);
+        found.extend(items.into_iter().filter_map(|item| match item {
+            Item::Record { source: Some((_, from, at, _)), .. } if from == p => Some(at),
+            _ => None,
+        }));
+    }
+    found.sort_unstable();
+    let keyless = records.iter().filter(|(_, key)| key.is_none());
+    let keyless: Vec<u64> = keyless.map(|(offset, _)| *offset).collect();
+    assert_eq!(found, keyless, "{topic}: what came of partition {p}");
+}
 
 /// What lies in a mount and came from partition `p`, in the order of its input.
 fn outputs_in(
@@ -255,8 +281,8 @@ fn followers_miss_nothing(world: &World, name: &str, input: &str) {
     for p in 0..world.partitions {
         let Some(read) = of(input, p).filter(|seen| !seen.missed) else { continue };
         let offsets = read.items.iter().filter_map(|item| match item {
-            Item::Record { offset, .. } => Some(*offset),
-            Item::Swap { .. } => None,
+            Item::Record { offset, key: Some(_), .. } => Some(*offset),
+            _ => None,
         });
         let offsets: Vec<u64> = offsets.collect();
         let mut seen = Vec::new();

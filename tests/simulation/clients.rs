@@ -13,7 +13,7 @@ use crate::deployment::{Kind, Phase, Registry, SwapRequest};
 use crate::log::{ReadError, TopicRead};
 use crate::threads::channel;
 use crate::threads::scheduler::{self, Random};
-use crate::types::{Offset, PartitionId, RecordsBuilder};
+use crate::types::{Offset, PartitionId, RecordsBuilder, partition_of_key};
 
 /// Keys of records: few, so that they meet.
 const KEYS: u64 = 6;
@@ -30,11 +30,20 @@ pub enum Fate {
     Refused,
 }
 
-/// A request: records as (key, value), values all different.
+/// A record that was sent; values are all different.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// Without one it names its partition.
+    pub key: Option<String>,
+    pub value: String,
+    pub partition: u32,
+}
+
+/// A request.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub producer: u64,
-    pub records: Vec<(String, String)>,
+    pub records: Vec<Sent>,
     pub fate: Fate,
 }
 
@@ -44,7 +53,7 @@ pub type Source = (u32, u32, u64, u32);
 /// What is at a position of a topic.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
-    Record { offset: u64, key: String, value: String, source: Option<Source> },
+    Record { offset: u64, key: Option<String>, value: String, source: Option<Source> },
     Swap { at: u64, next: u64 },
 }
 
@@ -114,12 +123,22 @@ impl Producer {
             let records: Vec<_> = (0..=self.random.below(5))
                 .map(|i| {
                     let key = format!("k{}", self.random.below(KEYS));
-                    (key, format!("\"{}-{number}-{i}\"", self.number))
+                    let key = (!self.random.one_in(self.world.keyless)).then_some(key);
+                    let value = format!("\"{}-{number}-{i}\"", self.number);
+                    let partitions = self.world.partitions;
+                    let partition = match &key {
+                        Some(key) => partition_of_key(key.as_bytes(), partitions).0,
+                        None => self.random.below(u64::from(partitions)) as u32,
+                    };
+                    Sent { key, value, partition }
                 })
                 .collect();
             let mut rows = RecordsBuilder::default();
-            for (key, value) in &records {
-                rows.push(number as i64, Some(key.as_bytes()), Some(value.as_bytes()), []);
+            let mut partitions = Vec::new();
+            for Sent { key, value, partition } in &records {
+                let bytes = key.as_ref().map(|key| key.as_bytes());
+                rows.push(number as i64, bytes, Some(value.as_bytes()), []);
+                partitions.push(key.is_none().then_some(PartitionId(*partition)));
             }
             let index = {
                 let mut journal = self.world.journal();
@@ -145,7 +164,8 @@ impl Producer {
                     }
                     let _ = answered.send(());
                 };
-            self.registry.produce(&INPUT.parse().unwrap(), rows.finish(), None, Box::new(done));
+            let (topic, rows) = (INPUT.parse().unwrap(), rows.finish());
+            self.registry.produce(&topic, rows, Some(&partitions), Box::new(done));
             under_way += 1;
             while under_way >= UNDER_WAY {
                 answers.recv();
@@ -158,8 +178,9 @@ impl Producer {
         }
     }
 
-    /// The number of the next request; `None` after the last.
+    /// The number of the next request; `None` after the last, and when the host is closed.
     fn next(&self) -> Option<u64> {
+        self.registry.ready().ok()?;
         let mut journal = self.world.journal();
         let sent = journal.sent.entry(self.number).or_default();
         *sent += 1;
@@ -183,6 +204,9 @@ impl Operator {
     pub fn work(mut self) {
         loop {
             {
+                if self.registry.ready().is_err() {
+                    return;
+                }
                 let mut journal = self.world.journal();
                 if journal.operated >= self.world.operations {
                     return;
@@ -271,7 +295,7 @@ impl Follower {
                     moved |= self.follow(topic, p);
                 }
             }
-            if over && !moved {
+            if (over && !moved) || self.registry.ready().is_err() {
                 return;
             }
             rest(&mut self.random, 20);
@@ -321,9 +345,9 @@ pub fn read(
                 at = next;
             }
             Ok(TopicRead::Records(batch)) => {
-                let text = |column: &arrow_array::BinaryArray, i: usize| match column.is_null(i) {
-                    true => String::new(),
-                    false => String::from_utf8_lossy(column.value(i)).into_owned(),
+                let text = |column: &arrow_array::BinaryArray, i: usize| {
+                    (!column.is_null(i))
+                        .then(|| String::from_utf8_lossy(column.value(i)).into_owned())
                 };
                 for (i, offset) in batch.offsets.iter().enumerate() {
                     let source =
@@ -331,7 +355,8 @@ pub fn read(
                             (s.generation.0, s.partitions[i], s.offsets[i], s.ordinals[i])
                         });
                     let records = &batch.records;
-                    let (key, value) = (text(&records.keys, i), text(&records.values, i));
+                    let key = text(&records.keys, i);
+                    let value = text(&records.values, i).unwrap_or_default();
                     items.push(Item::Record { offset: *offset, key, value, source });
                 }
                 at = batch.next_offset().unwrap_or(at);

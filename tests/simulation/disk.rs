@@ -4,6 +4,9 @@
 //! part of either: single sectors of a file, some of the names. The head keeps the first of the batches
 //! that were applied since its last sync.
 //!
+//! Asked for, one write or sync of the head fails. What that sync should have kept may then be read and is
+//! durable no more, as after an fsync that failed.
+//!
 //! **Invariant:** nothing that a host does after it was lost reaches the disk. What a loss keeps is a
 //! function of the disk's seed.
 
@@ -16,6 +19,8 @@ use std::time::Duration;
 use crate::storage::{Entry, Error, File, FileSystem, Head, HeadChanges, HeadSee as See};
 use crate::threads::scheduler::{self, Random};
 
+/// What a fault says.
+pub const FAULT: &str = "the disk failed, as planned";
 /// What a disk writes at once.
 const SECTOR_BYTES: usize = 512;
 /// How much of the disk is free: enough.
@@ -72,6 +77,8 @@ struct State {
     files: Vec<Content>,
     heads: BTreeMap<PathBuf, HeadContent>,
     locked: BTreeSet<PathBuf>,
+    /// How many more writes and syncs of the head succeed before one fails.
+    until_fault: Option<u64>,
 }
 
 /// The disk. Clones are the same one.
@@ -90,7 +97,37 @@ impl Disk {
             files: Vec::new(),
             heads: BTreeMap::new(),
             locked: BTreeSet::new(),
+            until_fault: None,
         })))
+    }
+
+    /// Another disk with the same on it, durable, and a seed of its own.
+    pub fn copy(&self, seed: u64) -> Self {
+        let state = self.state();
+        let files = state.files.iter().map(|content| Content {
+            bytes: content.bytes.clone(),
+            synced: content.bytes.clone(),
+            dirty: false,
+        });
+        let heads = state.heads.iter().map(|(dir, head)| {
+            let (now, synced) = (head.now.clone(), head.now.clone());
+            (dir.clone(), HeadContent { now, synced, unsynced: Vec::new() })
+        });
+        Self(Arc::new(Mutex::new(State {
+            random: Random(seed),
+            names: state.names.clone(),
+            synced: state.names.clone(),
+            unsynced: Vec::new(),
+            files: files.collect(),
+            heads: heads.collect(),
+            locked: BTreeSet::new(),
+            until_fault: None,
+        })))
+    }
+
+    /// Has a write or sync of the head fail after so many, or none any more.
+    pub fn fail_after(&self, operations: Option<u64>) {
+        self.state().until_fault = operations;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -109,7 +146,7 @@ impl Disk {
     /// Loses what was not synced, or some of it.
     pub fn lose(&self) {
         let mut state = self.state();
-        let State { random, names, synced, unsynced, files, heads, locked } = &mut *state;
+        let State { random, names, synced, unsynced, files, heads, locked, .. } = &mut *state;
         locked.clear();
         let mut undone: BTreeSet<PathBuf> = BTreeSet::new();
         for renaming in unsynced.drain(..) {
@@ -349,6 +386,18 @@ impl DiskHead {
         let mut state = self.disk.begin(what).map_err(Error::io("use", &self.dir))?;
         Ok(then(state.heads.entry(self.dir.clone()).or_default()))
     }
+
+    /// Whether this write or sync is the one that fails.
+    fn fails(&self) -> bool {
+        let mut state = self.disk.state();
+        let left = state.until_fault;
+        state.until_fault = left.and_then(|left| left.checked_sub(1));
+        left == Some(0)
+    }
+
+    fn fault(&self, what: &'static str) -> Error {
+        Error::io(what, &self.dir)(io::Error::other(FAULT))
+    }
 }
 
 impl Head for DiskHead {
@@ -366,15 +415,22 @@ impl Head for DiskHead {
     }
 
     fn apply(&self, changes: HeadChanges) -> Result<(), Error> {
+        let fails = self.fails();
         self.with("head apply", |head| {
             change(&mut head.now, changes.clone());
             head.unsynced.push(changes);
-        })
+        })?;
+        if fails { Err(self.fault("write")) } else { Ok(()) }
     }
 
     fn sync(&self) -> Result<(), Error> {
         wait_for_disk();
-        self.with("head sync", |head| head.keep(head.unsynced.len()))
+        let fails = self.fails();
+        self.with("head sync", |head| match fails {
+            true => head.unsynced.clear(),
+            false => head.keep(head.unsynced.len()),
+        })?;
+        if fails { Err(self.fault("sync")) } else { Ok(()) }
     }
 }
 

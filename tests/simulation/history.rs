@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::check;
-use super::clients::{Follower, Journal, Operator, Producer};
-use super::disk::Disk;
+use super::clients::{Follower, Journal, Operator, Producer, topics};
+use super::disk::{Disk, FAULT};
 use crate::config::Config;
-use crate::deployment::{CreateTopic, DeploymentSpec, Kind, Phase, Registry};
+use crate::deployment::{CreateTopic, DeploymentSpec, Error, Kind, Phase, Registry};
 use crate::plugin::Runtime;
 use crate::threads::scheduler::{self, Ending, Plan, Random};
 use crate::threads::{Bug, JoinHandle, spawn};
@@ -41,11 +41,38 @@ static RUNTIME: LazyLock<(Runtime, tempfile::TempDir)> = LazyLock::new(|| {
     (Runtime::new(directory.path()).unwrap(), directory)
 });
 
+/// A disk with a data directory on which the plugin was pushed: most histories begin there, as judging a
+/// plugin takes as long as all else in them.
+static BEGUN: LazyLock<Disk> = LazyLock::new(|| {
+    let world = Arc::new(World::new(&mut Random(0), Disk::new(0)));
+    let begun = Arc::clone(&world);
+    let report = scheduler::run(plan(0, BEGIN_US), move || {
+        let registry = open(&begun);
+        registry.push_plugin(&PLUGIN).unwrap();
+        registry.close();
+    });
+    assert_eq!(report.ending, Ending::Done);
+    world.disk.clone()
+});
+
+/// How a history failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub life: u64,
+    pub step: u64,
+    pub what: String,
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "in life {} at step {}: {}", self.life, self.step, self.what)
+    }
+}
+
 /// What became of a history.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcome {
-    /// The life in which it failed, the step, and how.
-    pub failure: Option<(u64, u64, String)>,
+    pub failure: Option<Failure>,
     /// A hash of everything that happened.
     pub trace: u64,
     pub lives: u64,
@@ -61,12 +88,20 @@ pub struct World {
     pub producers: u64,
     pub requests: u64,
     pub operations: u64,
+    /// How long a generation that was live stays warm.
+    pub lease: &'static str,
+    /// One in how many records has no key, and becomes a dead letter.
+    pub keyless: u64,
+    /// One in how many lives ends by closing the host while its clients are at work.
+    closes: u64,
+    /// One in how many lives has a fault of the disk, after which the host takes nothing more.
+    faults: u64,
     pub disk: Disk,
     journal: Mutex<Journal>,
 }
 
 impl World {
-    fn new(random: &mut Random) -> Self {
+    fn new(random: &mut Random, disk: Disk) -> Self {
         let mut config = Config::default();
         config.data.dir = PathBuf::from("/data/anabranch");
         config.storage.head_bytes = random.choose(&[2 << 10, 8 << 10, 32 << 10, 1 << 20]);
@@ -84,7 +119,11 @@ impl World {
             producers: 1 + random.below(3),
             requests: 4 + random.below(16),
             operations: random.below(8),
-            disk: Disk::new(random.draw()),
+            lease: random.choose(&["1h", "1h", "0s"]),
+            keyless: random.choose(&[0, 0, 20]),
+            closes: random.choose(&[0, 2]),
+            faults: random.choose(&[0, 0, 3]),
+            disk,
             journal: Mutex::default(),
         }
     }
@@ -98,15 +137,21 @@ impl World {
 /// Runs the history of a seed.
 pub fn run(seed: u64, bug: Option<Bug>, verbose: bool) -> Outcome {
     let mut random = Random(seed);
-    let world = Arc::new(World::new(&mut random));
+    let disk_seed = random.draw();
+    let disk = match random.one_in(8) {
+        true => Disk::new(disk_seed),
+        false => BEGUN.copy(disk_seed),
+    };
+    let world = Arc::new(World::new(&mut random, disk));
     let mut losses = random.below(4);
     let mut outcome = Outcome::default();
     let mut begin_us = BEGIN_US;
     let mut over = false;
     loop {
         let lost_at = (losses > 0).then(|| 1 + random.below(6_000));
-        let plan =
-            Plan { seed: random.draw(), lost_at, max_steps: MAX_STEPS, begin_us, bug, verbose };
+        let fault = !over && random.one_in(world.faults);
+        world.disk.fail_after(fault.then(|| random.below(200)));
+        let plan = Plan { lost_at, bug, verbose, ..plan(random.draw(), begin_us) };
         let live = Arc::clone(&world);
         let report = scheduler::run(plan, move || if over { reopened(&live) } else { life(&live) });
         outcome.lives += 1;
@@ -120,11 +165,12 @@ pub fn run(seed: u64, bug: Option<Bug>, verbose: bool) -> Outcome {
             }
             Ending::Done if over => break,
             Ending::Done => {
-                over = true;
+                over = world.journal().over;
                 world.disk.lose();
             }
-            Ending::Failed(failure) => {
-                outcome.failure = Some((outcome.lives, report.steps, failure));
+            Ending::Failed(what) => {
+                let (life, step) = (outcome.lives, report.steps);
+                outcome.failure = Some(Failure { life, step, what });
                 break;
             }
         }
@@ -138,19 +184,32 @@ pub fn run(seed: u64, bug: Option<Bug>, verbose: bool) -> Outcome {
     outcome
 }
 
+fn plan(seed: u64, begin_us: u64) -> Plan {
+    Plan { seed, lost_at: None, max_steps: MAX_STEPS, begin_us, bug: None, verbose: false }
+}
+
 fn open(world: &World) -> Registry {
+    try_open(world).unwrap_or_else(|error| panic!("the host does not open: {error}"))
+}
+
+fn try_open(world: &World) -> Result<Registry, Error> {
     let disk = Arc::new(world.disk.clone());
     let runtime = |_: &Path| Ok(RUNTIME.0.clone());
     Registry::open_on(&world.config, false, scheduler::clock(), disk, runtime)
-        .unwrap_or_else(|error| panic!("the host does not open: {error}"))
 }
 
 /// One life of the host: from opening it to the end of all work, or to its loss.
 fn life(world: &Arc<World>) {
-    let registry = open(world);
+    let registry = match try_open(world) {
+        Err(error) if error.message.contains(FAULT) => return,
+        opened => opened.unwrap_or_else(|error| panic!("the host does not open: {error}")),
+    };
     check::one_live_generation(&registry);
     check::seen_is_there(world, &registry);
-    set_up(world, &registry);
+    if let Err(error) = set_up(world, &registry) {
+        assert!(registry.ready().is_err(), "setting up: {error}");
+        return registry.close();
+    }
     let thread = |name: String, body: Box<dyn FnOnce() + Send>| spawn(name, body).unwrap();
     let mut at_work: Vec<JoinHandle<()>> = Vec::new();
     for number in 0..world.producers {
@@ -161,8 +220,17 @@ fn life(world: &Arc<World>) {
     at_work.push(thread("operator".to_owned(), Box::new(|| operator.work())));
     let follower = Follower::new(world, &registry);
     let follows = thread("follower".to_owned(), Box::new(|| follower.work()));
+    if Random(scheduler::random()).one_in(world.closes) {
+        scheduler::sleep(Duration::from_micros(scheduler::random() % 500_000));
+        registry.close();
+        at_work.into_iter().for_each(|thread| thread.join().unwrap());
+        return follows.join().unwrap();
+    }
     at_work.into_iter().for_each(|thread| thread.join().unwrap());
-    settle(&registry);
+    if !settle(world, &registry) {
+        follows.join().unwrap();
+        return registry.close();
+    }
     world.journal().over = true;
     follows.join().unwrap();
     check::everything(world, &registry);
@@ -173,52 +241,66 @@ fn life(world: &Arc<World>) {
 fn reopened(world: &Arc<World>) {
     let registry = open(world);
     check::one_live_generation(&registry);
-    settle(&registry);
+    assert!(settle(world, &registry));
     check::everything(world, &registry);
     registry.close();
 }
 
-fn set_up(world: &World, registry: &Registry) {
+fn set_up(world: &World, registry: &Registry) -> Result<(), Error> {
     let options: CreateTopic =
         serde_json::from_value(json!({ "partitions": world.partitions })).unwrap();
-    registry.create_topic(&INPUT.parse().unwrap(), &options).unwrap();
-    let digest = registry.push_plugin(&PLUGIN).unwrap().digest;
+    registry.create_topic(&INPUT.parse().unwrap(), &options)?;
+    let pushed = registry.plugins().into_iter().next();
+    let digest = pushed.map_or_else(|| registry.push_plugin(&PLUGIN), Ok)?.digest;
     world.journal().plugin = digest.clone();
     for (name, input) in DEPLOYMENTS {
         let spec = json!({
             "name": name, "plugin": digest, "inputs": [input],
             "outputs": { "tallies": format!("{name}-out") },
+            "swap": { "warm_lease": world.lease },
         });
         if registry.deployment(name).is_err() {
             let spec: DeploymentSpec = serde_json::from_value(spec).unwrap();
-            registry.deploy(&spec).unwrap();
+            registry.deploy(&spec)?;
         }
     }
+    Ok(())
 }
 
-/// Waits until nothing is being swapped, and every task has read all there is.
-fn settle(registry: &Registry) {
+/// Waits until nothing is being swapped, and every task has read all there is. `false` when the host
+/// takes nothing more after a fault.
+fn settle(world: &World, registry: &Registry) -> bool {
     let mut why = String::new();
     for _ in 0..SETTLE_LOOKS {
-        let waits_for =
-            DEPLOYMENTS.iter().find_map(|(name, input)| unsettled(registry, name, input));
+        if registry.ready().is_err() {
+            return false;
+        }
+        // One that is paused holds up who retires what it reads.
+        for (name, _) in DEPLOYMENTS {
+            if registry.deployment(name).unwrap().paused
+                && let Err(error) = registry.resume(name)
+            {
+                assert_ne!(error.kind, Kind::Internal, "resume {name}: {error}");
+            }
+        }
+        let mut all = DEPLOYMENTS.iter();
+        let waits_for = all.find_map(|(name, input)| unsettled(world, registry, name, input));
         match waits_for {
-            None => return,
+            None => return true,
             Some(reason) => why = reason,
         }
         scheduler::sleep(Duration::from_millis(10));
     }
-    panic!("the host does not come to rest: {why}");
+    let mounts =
+        topics().map(|name| registry.topic_handle(&name.parse().unwrap()).unwrap().state());
+    panic!("the host does not come to rest: {why}; {:?}; {mounts:?}", registry.deployments());
 }
 
 /// What a deployment still has to do.
-fn unsettled(registry: &Registry, name: &str, input: &str) -> Option<String> {
+fn unsettled(world: &World, registry: &Registry, name: &str, input: &str) -> Option<String> {
     let status = registry.deployment(name).unwrap();
-    if status.paused {
-        return registry
-            .resume(name)
-            .err()
-            .map_or(Some("it was paused".to_owned()), |e| Some(e.to_string()));
+    if let (Some(warm), "0s") = (status.warm, world.lease) {
+        return Some(format!("{name} generation {warm} is still warm"));
     }
     let topic = registry.topic(&input.parse().unwrap()).unwrap();
     for generation in &status.generations {
@@ -232,19 +314,14 @@ fn unsettled(registry: &Registry, name: &str, input: &str) -> Option<String> {
                 {
                     assert_ne!(error.kind, Kind::Internal, "promote {name}: {error}");
                 }
-                return Some(format!(
-                    "{name} generation {} is {:?}",
-                    generation.number, generation.phase
-                ));
+                return Some(format!("{name}: {generation:?}"));
             }
             Phase::Live | Phase::Warm => {
                 for task in &generation.tasks {
                     let end = topic.partitions[task.partition as usize].end_offset;
                     if task.inputs != [end] || task.state != "idle" {
-                        return Some(format!(
-                            "{name} generation {}: {task:?}, end {end}",
-                            generation.number
-                        ));
+                        let number = generation.number;
+                        return Some(format!("{name} generation {number}: {task:?}, end {end}"));
                     }
                 }
             }

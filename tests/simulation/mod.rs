@@ -90,8 +90,8 @@ fn many() {
     let count = variable("HISTORIES").unwrap_or(CI_HISTORIES);
     let (_, failed, totals) = run_all(first, count, None);
     println!("{totals:?}");
-    if let Some((seed, outcome)) = failed {
-        panic!("SEED={seed} fails: {outcome:?}");
+    if let Some((seed, Outcome { failure: Some(failure), .. })) = failed {
+        panic!("SEED={seed} fails {failure}");
     }
     assert!(totals.acknowledged > 10 * count && totals.lives > count, "{totals:?}");
 }
@@ -132,6 +132,8 @@ fn a_flip_before_catch_up_is_found() {
 fn is_found(bug: Bug) {
     let (ran, failed, _) = run_all(CI_SEED, CI_HISTORIES, Some(bug));
     let Some((seed, outcome)) = failed else { panic!("{bug:?} is not found in {ran} histories") };
-    println!("{bug:?} is found by seed {seed}, the history after {ran}: {outcome:?}");
+    if let Some(failure) = &outcome.failure {
+        println!("{bug:?}: SEED={seed}, one of {ran} histories, fails {failure}");
+    }
     assert_eq!(run(seed, Some(bug), false), outcome, "SEED={seed} with {bug:?} is not repeated");
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::lifecycle::begin;
 use super::registry::{Deployment, DeploymentState};
 use super::{Approve, Error, Phase, Registry};
-use crate::log::Commit;
+use crate::log::{Commit, Mount};
 use crate::storage::crash_point;
 use crate::task::RunState;
 use crate::types::{DeploymentId, GenerationNumber, LogId, Offset};
@@ -205,15 +205,21 @@ impl Registry {
             let tasks = state.running.values().flat_map(|running| &running.tasks);
             tasks.into_iter().any(|task| {
                 let (at, p) = (task.positions()[input], task.partition.0 as usize);
-                mounts.iter().filter(|mount| mount.log == log).any(|mount| {
-                    let Some(base) = mount.base.get(p) else { return false };
-                    let end =
-                        mount.to.as_ref().map_or(Offset::LIMIT, |to| Offset(base.0 + to[p].0));
-                    (*base..end).contains(&at)
-                })
+                mounts.iter().any(|mount| mount.log == log && has_left(mount, p, at))
             })
         })
     }
+}
+
+/// Whether a reader that stands at `at` still has to read of a mount's partition: it stands in it, or
+/// before it, from where it comes over the marker to the records after that.
+fn has_left(mount: &Mount, partition: usize, at: Offset) -> bool {
+    let (Some(base), Some(from)) = (mount.base.get(partition), mount.from.get(partition)) else {
+        return false;
+    };
+    let end = mount.to.as_ref().map_or(Offset::LIMIT, |to| Offset(base.0 + to[partition].0));
+    let next = if at < *base { Offset(base.0 + from.0) } else { at };
+    next < end
 }
 
 /// What the tasks of a deployment ask for.
@@ -243,4 +249,33 @@ fn next_of_tasks(state: &DeploymentState) -> Next {
         }
     }
     Next::Nothing
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_read_by_those_in_it_and_those_who_come_to_it() {
+        let mount = |from, to: Option<u64>| Mount {
+            log: LogId(1),
+            generation: Some(2),
+            base: vec![Offset(10)],
+            from: vec![Offset(from)],
+            to: to.map(|to| vec![Offset(to)]),
+            retired: false,
+        };
+        for (from, to, at, left) in [
+            (3, Some(5), 9, true),
+            (3, Some(5), 10, true),
+            (3, Some(5), 14, true),
+            (3, Some(5), 15, false),
+            (5, Some(5), 9, false),
+            (5, Some(5), 14, true),
+            (3, None, 99, true),
+        ] {
+            assert_eq!(has_left(&mount(from, to), 0, Offset(at)), left, "{from} {to:?} {at}");
+        }
+        assert!(!has_left(&mount(3, None), 1, Offset(0)));
+    }
 }

@@ -312,14 +312,19 @@ fn apply(
     commit: Commit,
     free_space: &mut FreeSpace,
 ) -> Result<(Committed, Vec<Effect>), CommitError> {
+    // After a failure the catalogue holds what was never written: nothing may be judged by it.
+    let running = shared.storage.check_running();
+    running.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
+    // Outlives the catalogue's lock, also in a panic: a reservation among the effects takes the lock when
+    // it is dropped.
+    let mut effects = Vec::new();
     let mut catalog = shared.catalog.lock();
     check(shared, &catalog, &commit)?;
     if commit.appends.iter().any(|a| !a.records.is_empty()) {
         free_space.check(shared)?;
     }
-    let (batch, committed, effects) = stage(shared, &mut catalog, commit);
+    let (batch, committed) = stage(shared, &mut catalog, commit, &mut effects);
     let applied = shared.storage.apply(batch);
-    // Released first: a reservation among the effects takes the lock when it is dropped.
     drop(catalog);
     // What was staged in the catalogue is wrong then, but storage takes no commit any more.
     applied.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
@@ -447,9 +452,9 @@ fn stage(
     shared: &Shared,
     catalog: &mut Catalog,
     commit: Commit,
-) -> (WriteBatch, Committed, Vec<Effect>) {
+    effects: &mut Vec<Effect>,
+) -> (WriteBatch, Committed) {
     let (mut batch, mut committed) = (WriteBatch::default(), Committed::default());
-    let mut effects = Vec::new();
     let append_ms = shared.clock.now_ms();
     for spec in commit.creates {
         batch.put(keys::log(spec.id), json(&spec));
@@ -532,7 +537,7 @@ fn stage(
         }
     }
     store_next_id(shared, catalog, &mut batch);
-    (batch, committed, effects)
+    (batch, committed)
 }
 
 /// The same records without what their buffers hold beside them: builders leave kilobytes of room,

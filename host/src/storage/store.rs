@@ -282,7 +282,8 @@ impl Storage {
         self.stop.reason()
     }
 
-    fn check_running(&self) -> Result<(), Error> {
+    /// Refuses when the storage has stopped for good.
+    pub fn check_running(&self) -> Result<(), Error> {
         self.stop.reason().map_or(Ok(()), |reason| Err(Error::Stopped { reason }))
     }
 
@@ -514,6 +515,36 @@ mod tests {
         };
         storage.head.scan(b"", &mut see).unwrap();
         assert_eq!(left, [STORE_ID_KEY, TIP_KEY], "chunks outlived their value");
+    }
+
+    #[test]
+    fn a_new_directory_outlives_a_loss_with_those_above_it() {
+        for seed in 0..30 {
+            let disk = crate::simulation::Disk::new(seed);
+            let (fs, clock) =
+                (Arc::new(disk.clone()) as Arc<dyn FileSystem>, SystemClock::shared());
+            let dir = Path::new("/srv/data/anabranch");
+            let storage = Storage::open(dir, &fs, &clock).unwrap();
+            storage.apply(put(b"d", b"1")).unwrap();
+            storage.sync().unwrap();
+            drop(storage);
+            disk.lose();
+            let storage = Storage::open(dir, &fs, &clock).unwrap();
+            assert_eq!(storage.get(b"d").unwrap(), Some(b"1".to_vec()), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_final() {
+        let disk = crate::simulation::Disk::new(1);
+        let (fs, clock) = (Arc::new(disk.clone()) as Arc<dyn FileSystem>, SystemClock::shared());
+        let storage = Storage::open(Path::new("/data"), &fs, &clock).unwrap();
+        storage.apply(put(b"d", b"1")).unwrap();
+        disk.fail_after(Some(0));
+        assert!(storage.sync().is_err());
+        // The disk would take it now; what the kernel dropped would not be there.
+        assert!(matches!(storage.sync(), Err(Error::Stopped { .. })));
+        assert!(matches!(storage.apply(put(b"e", b"2")), Err(Error::Stopped { .. })));
     }
 
     #[test]

@@ -498,7 +498,11 @@ pub fn block(key: usize, deadline_us: Option<u64>, waits: Waits) -> bool {
             core.now_us += 1_000_000;
             core.members[me].unwinding_waits += 1;
             if core.members[me].unwinding_waits > UNWINDING_WAITS {
-                eprintln!("{} waits for ever while it unwinds", core.members[me].name);
+                let trace = std::backtrace::Backtrace::force_capture();
+                eprintln!(
+                    "{} waits for ever while it unwinds: {waits:?} {key:x}\n{trace}",
+                    core.members[me].name
+                );
                 std::process::abort();
             }
             scheduler.hand_on(core, me);
