@@ -1,7 +1,8 @@
 //! Time and randomness: the only place of the host that asks the machine for either.
 //!
 //! **Invariant:** nothing outside this module calls `SystemTime::now`, `Instant::now` or a source of
-//! random numbers; a simulation that replaces [`Clock`] decides both.
+//! random numbers; a simulation that replaces [`Clock`] decides both. Secrets alone it does not decide:
+//! what a seed makes can be guessed ([`secret`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -50,6 +51,17 @@ impl Clock for SystemClock {
     }
 }
 
+/// Bytes that nobody can guess, from the kernel: for tokens.
+///
+/// # Errors
+/// When the kernel has none.
+pub fn secret() -> std::io::Result<[u8; 32]> {
+    let mut bytes = [0; 32];
+    // At most 256 bytes come whole or not at all: getrandom(2).
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes)
+}
+
 /// A clock that stands still until it is moved, with random numbers from a seed.
 #[derive(Debug)]
 pub struct ManualClock {
@@ -91,6 +103,13 @@ impl Clock for ManualClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_all_new() {
+        let secrets: std::collections::BTreeSet<_> = (0..100).map(|_| secret().unwrap()).collect();
+        assert_eq!(secrets.len(), 100);
+        assert!(!secrets.contains(&[0; 32]));
+    }
 
     #[test]
     fn manual_clocks_with_one_seed_agree() {

@@ -55,12 +55,46 @@ section!(
 section!(
     /// `[http]`: the public surface.
     Http {
-        /// Address to listen on. Loopback unless said otherwise: there is no authentication yet.
+        /// Address to listen on. Loopback unless said otherwise: another one needs TLS and tokens.
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7766)),
-        /// Whether an address that other machines can reach is allowed all the same.
+        /// Whether an address that other machines can reach is allowed without TLS or tokens.
         insecure: bool = false,
+        /// The certificate chain (PEM), the host's own first. With `tls_key`, the host speaks TLS only.
+        tls_cert: Option<PathBuf> = None,
+        /// The certificate's private key (PEM).
+        tls_key: Option<PathBuf> = None,
+        /// Milliseconds between two looks at the certificate's files, so that a new one is taken without
+        /// a restart; SIGHUP looks at once.
+        tls_reload_ms: u64 = 10_000,
+        /// Connections that are open at the same time, in all: each costs a file and buffers, some
+        /// hundred KiB where its client is slow. At most half of the files that the process may open.
+        max_connections: usize = 4_096,
+        /// Connections of one address (of IPv6, of one /64), so that one client leaves room for others.
+        max_connections_per_address: usize = 1_024,
+        /// Requests a second of one token, or, without a token, of one address; a second's worth may
+        /// come at once. Beyond what a client that waits for answers reaches.
+        max_requests_per_second: u32 = 20_000,
+        /// Bytes of a request's line and headers.
+        max_header_bytes: usize = 32 << 10,
+        /// Headers of a request.
+        max_headers: usize = 100,
+        /// Milliseconds within which a connection has to be secured, and within which the headers of a
+        /// request have to come; an idle connection is closed after them, too.
+        header_timeout_ms: u64 = 30_000,
+        /// Milliseconds that a client may be behind `min_bytes_per_second`, in sending a body or in
+        /// taking an answer, before it is cut off: a pause, or a slow link.
+        stall_timeout_ms: u64 = 30_000,
+        /// Bytes a second that are expected of a client while the host waits for it.
+        min_bytes_per_second: u32 = 4_096,
         /// Largest request body in bytes: a produce request is held in memory while it is parsed.
         max_body_bytes: usize = 64 << 20,
+        /// Bytes of all request bodies that are held at the same time; beyond it a body is refused.
+        max_bodies_bytes: usize = 1 << 30,
+        /// Bytes of a body that is refused which are read and thrown away: most clients listen only once
+        /// they have said all, and one that is cut off while it speaks never hears why.
+        discard_bytes: usize = 1 << 30,
+        /// Milliseconds for reading what is thrown away.
+        discard_ms: u64 = 10_000,
         /// Most records that one fetch returns: a reply is built in memory.
         max_fetch_records: usize = 100_000,
         /// Most bytes of records that one fetch returns.
@@ -69,6 +103,32 @@ section!(
         heartbeat_ms: u64 = 10_000,
         /// Milliseconds that a stopping host waits for requests under way.
         drain_ms: u64 = 5_000,
+    }
+);
+
+section!(
+    /// `[auth]`: who may ask.
+    Auth {
+        /// Whether a request needs a token. Without, whoever reaches the port may do everything.
+        required: bool = false,
+        /// Tokens that exist at the same time: all are in memory, and a list that nobody can read is of
+        /// no use.
+        max_tokens: usize = 10_000,
+    }
+);
+
+section!(
+    /// `[audit]`: the log of what was refused and of what changed.
+    AuditLog {
+        /// The file; `audit.log` in the data directory if none is named.
+        file: Option<PathBuf> = None,
+        /// Bytes after which a file is closed and the next one begun.
+        max_bytes: u64 = 16 << 20,
+        /// Files that are kept beside the one that is written; the oldest goes.
+        keep_files: u32 = 8,
+        /// Refused calls a second that are written down, so that a flood of them does not push out what
+        /// came before. What is left out is counted in the next line.
+        refusals_per_second: u32 = 20,
     }
 );
 
@@ -178,6 +238,10 @@ pub struct Config {
     pub data: Data,
     /// `[http]`
     pub http: Http,
+    /// `[auth]`
+    pub auth: Auth,
+    /// `[audit]`
+    pub audit: AuditLog,
     /// `[storage]`
     pub storage: StorageLimits,
     /// `[segments]`
@@ -245,7 +309,8 @@ impl Config {
 /// `ANABRANCH_HTTP_MAX_BODY_BYTES` is key `max_body_bytes` of section `http`; other variables, such as
 /// the client's `ANABRANCH_URL`, are not about the configuration.
 fn section_and_key(name: &str) -> Option<(&'static str, String)> {
-    const SECTIONS: [&str; 7] = ["data", "http", "storage", "segments", "tasks", "plugins", "log"];
+    const SECTIONS: [&str; 9] =
+        ["data", "http", "auth", "audit", "storage", "segments", "tasks", "plugins", "log"];
     let rest = name.strip_prefix("ANABRANCH_")?.to_ascii_lowercase();
     SECTIONS.iter().find_map(|section| {
         let key = rest.strip_prefix(section)?.strip_prefix('_')?;
@@ -271,12 +336,17 @@ mod tests {
             &[
                 ("ANABRANCH_TASKS_WORKERS", "2"),
                 ("ANABRANCH_DATA_DIR", "/x"),
+                ("ANABRANCH_HTTP_TLS_CERT", "/cert"),
+                ("ANABRANCH_AUTH_REQUIRED", "true"),
+                ("ANABRANCH_TOKEN", "t"),
                 ("ANABRANCH_URL", "u"),
             ],
         )
         .unwrap();
         assert_eq!((config.tasks.workers, config.http.listen.port()), (2, 1));
         assert_eq!(config.data.dir, PathBuf::from("/x"));
+        assert_eq!(config.http.tls_cert, Some(PathBuf::from("/cert")));
+        assert!(config.auth.required);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The whole host, with real components: each module tests one promise.
 
+mod access;
 mod arrow;
 mod bad_input;
 mod crash;

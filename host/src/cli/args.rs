@@ -29,6 +29,13 @@ pub struct Cli {
     /// Where the host is
     #[arg(long, global = true, env = "ANABRANCH_URL", default_value = "http://127.0.0.1:7766")]
     pub url: String,
+    /// With an https URL: the certificates (PEM) of who signed the host's; those of the system by default
+    #[arg(long, global = true, value_name = "FILE", env = "ANABRANCH_CA")]
+    pub ca: Option<PathBuf>,
+    /// The token, if the host asks for one: a file that holds it. Or put it into ANABRANCH_TOKEN; on a
+    /// command line everyone on the machine could read it
+    #[arg(long, global = true, value_name = "FILE", env = "ANABRANCH_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
     /// Print JSON, for programs
     #[arg(long, global = true)]
     pub json: bool,
@@ -113,6 +120,9 @@ pub enum Command {
     /// Read state stores
     #[command(subcommand)]
     Store(Store),
+    /// Make, list and revoke tokens, for a host that asks for them
+    #[command(subcommand)]
+    Token(Token),
     /// Measure this host on this machine: a real `serve` of its own, asked over HTTP
     #[command(after_help = "Examples:
   anabranch bench --quick
@@ -171,7 +181,7 @@ pub struct Serve {
     /// Bring up the log without running plugins
     #[arg(long)]
     pub safe: bool,
-    /// Allow an address that other machines can reach: there is no authentication yet
+    /// Allow an address that other machines can reach without TLS or without tokens
     #[arg(long)]
     pub insecure: bool,
 }
@@ -452,6 +462,77 @@ pub enum Store {
         #[command(flatten)]
         at: StoreAt,
     },
+}
+
+/// `token …`
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token and print it, this once; the host keeps a hash
+    #[command(after_help = "Examples:
+  anabranch token create root --role admin --data /var/lib/anabranch      the first one, while the host is stopped
+  anabranch token create ci --role deploy --topics 'flights*' --topics 'delays-*' --expires 90d
+  anabranch token create sensor-7 --role produce --topics readings > sensor-7.token")]
+    Create {
+        /// What it is called in lists.
+        name: String,
+        /// What it is for
+        #[arg(long)]
+        role: TokenRole,
+        /// A topic that it reaches, the beginning of names such as 'flights-*', or '*' for all; may be
+        /// repeated. An admin reaches all
+        #[arg(long, value_name = "TOPIC")]
+        topics: Vec<String>,
+        /// How long it is good for, such as 12h or 90d; until it is revoked by default
+        #[arg(long, value_name = "SPAN")]
+        expires: Option<String>,
+        /// Where.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// List all tokens, without their secrets
+    #[command(after_help = "Example:
+  anabranch token list")]
+    List {
+        /// Where.
+        #[command(flatten)]
+        offline: Offline,
+    },
+    /// Revoke a token, at once: streams that it opened end, too
+    #[command(after_help = "Example:
+  anabranch token revoke 5f0c2a9be1d34476")]
+    Revoke {
+        /// Its id, as the list shows it.
+        id: String,
+        /// Where.
+        #[command(flatten)]
+        offline: Offline,
+    },
+}
+
+/// The data directory of a host that is stopped, instead of a host.
+#[derive(Debug, Args)]
+pub struct Offline {
+    /// The data directory of a host that is stopped: nobody is asked, and no token is needed
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// That host's configuration file
+    #[arg(long, value_name = "FILE", requires = "data")]
+    pub config: Option<PathBuf>,
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum TokenRole {
+    /// See topics, plugins, deployments, events and metrics, but no record and no state
+    Observe,
+    /// The same, and read records and stores
+    Consume,
+    /// The same as observe, and append records
+    Produce,
+    /// All of these, and topics, plugins, deployments and swaps
+    Deploy,
+    /// Everything, tokens included
+    Admin,
 }
 
 /// Which generation's store, and which partition of it.

@@ -42,7 +42,8 @@ impl Context {
 /// # Errors
 /// Why it did not do what it was asked; the error knows the exit code.
 pub fn run(cli: Cli, clock: SharedClock) -> Result<(), Error> {
-    let context = Context { client: Client::new(&cli.url)?, json: cli.json, clock };
+    let client = Client::with(&cli.url, cli.ca.as_deref(), token(cli.token_file.as_deref())?)?;
+    let context = Context { client, json: cli.json, clock };
     let Some(command) = cli.command else {
         return Ok(Cli::command().print_help()?);
     };
@@ -69,11 +70,27 @@ pub fn run(cli: Cli, clock: SharedClock) -> Result<(), Error> {
         Command::Resume(named) => act(&context, &named.name, "resume"),
         Command::Status(args) => progress::status(&context, args.name.as_deref(), args.watch),
         Command::Store(store) => run_store(&context, store),
+        Command::Token(args) => super::token::run(&context, args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "anabranch", &mut script);
             Ok(std::io::stdout().write_all(&script)?)
+        }
+    }
+}
+
+/// The token to ask with, if there is one: what `file` holds, or ANABRANCH_TOKEN.
+fn token(file: Option<&Path>) -> Result<Option<String>, Error> {
+    const VARIABLE: &str = "ANABRANCH_TOKEN";
+    match file {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| Error::file(path, &error))?;
+            Ok(Some(text.trim().to_owned()))
+        }
+        None => {
+            let text = std::env::var(VARIABLE).unwrap_or_default();
+            Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
         }
     }
 }

@@ -16,6 +16,7 @@ mod follow;
 mod print;
 mod produce;
 mod progress;
+mod token;
 
 pub use args::{Bench as BenchArgs, Cli, Command, CompilePlugin, Serve};
 #[cfg(feature = "native")]

@@ -5,6 +5,10 @@
 pub enum Kind {
     /// The request says something that cannot be: mend it.
     Invalid,
+    /// It does not say who asks, or not so that the host believes it.
+    Unauthenticated,
+    /// Who asks may not.
+    Forbidden,
     /// What it names is not there.
     NotFound,
     /// It does not go with what is there now: look, then ask again.

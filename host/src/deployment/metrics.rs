@@ -48,6 +48,29 @@ pub struct PluginLabels {
     pub name: String,
 }
 
+/// Why a call or a connection was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RefusalLabel {
+    /// The code of the problem.
+    pub code: &'static str,
+}
+
+/// What the HTTP surface counts; it is there before the host is open.
+#[derive(Debug, Clone, Default)]
+pub struct HttpMetrics {
+    /// Connections that are open.
+    pub connections: Gauge,
+    /// Calls and connections that were refused: for who asked, or by a limit.
+    pub refused: Family<RefusalLabel, Counter>,
+}
+
+impl HttpMetrics {
+    /// Counts a refusal.
+    pub fn refuse(&self, code: &'static str) {
+        self.refused.get_or_create(&RefusalLabel { code }).inc();
+    }
+}
+
 type FloatGauge = Gauge<f64, AtomicU64>;
 
 /// How often something was done, and how long it took in all.
@@ -172,6 +195,14 @@ impl HostMetrics {
             r.register("plugin_gauge", "Gauges that plugins set", metrics.plugin_gauges.clone());
         }
         metrics
+    }
+
+    /// Shows what the HTTP surface counts, too.
+    pub fn show_http(&self, http: &HttpMetrics) {
+        let mut registry = self.registry.lock();
+        let r = registry.sub_registry_with_prefix("anabranch_http");
+        r.register("connections", "Connections that are open", http.connections.clone());
+        r.register("refused", "Calls and connections refused", http.refused.clone());
     }
 
     /// The text of `/metrics`.

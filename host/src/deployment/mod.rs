@@ -3,8 +3,11 @@
 //! [`Registry`] is the host's one front. Behind it: [`lifecycle`] changes what is deployed, [`flip`]
 //! is the one atomic step between generations, [`controller`] does what is due without being asked,
 //! [`running`] holds the tasks, [`stores`] and [`view`] answer questions, [`record`] is what the
-//! catalogue keeps.
+//! catalogue keeps. [`access`] and [`tokens`] know who may do what, [`audit`] writes it down.
 
+mod access;
+mod allowance;
+mod audit;
 mod controller;
 mod error;
 mod events;
@@ -19,10 +22,16 @@ mod running;
 mod spec;
 mod status;
 mod stores;
+mod tokens;
 mod view;
 
+pub use access::{Caller, Role, TopicPattern};
+pub use allowance::Allowance;
+pub use audit::{Audit, AuditEntry};
 pub use error::{Error, Kind};
+pub use metrics::{HttpMetrics, RefusalLabel};
 pub use registry::{CreateTopic, PartitionEnd, ProduceDone, Produced, Registry};
 pub use spec::{Approve, DeploymentSpec, OnPoison, StartAt, StateFrom, SwapRequest, SwapSpec};
 pub use status::*;
 pub use stores::{StoreQuery, StoreScan};
+pub use tokens::{CreateToken, TokenMade, TokenRecord, TokenStatus, claimed_id};

@@ -15,10 +15,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::audit::Audit;
 use super::events::{Events, rfc3339};
-use super::metrics::{HostMetrics, PartitionLabels};
+use super::metrics::{HostMetrics, HttpMetrics, PartitionLabels};
 use super::record::{DeploymentRecord, PluginRecord};
 use super::running::{RunningGeneration, topic};
+use super::tokens::Tokens;
 use super::{Error, Event, Kind, PartitionStatus, PluginStatus, TopicStatus};
 use crate::clock::SharedClock;
 use crate::config::Config;
@@ -149,6 +151,8 @@ pub(super) struct Inner {
     pub workers: Workers,
     pub env: Arc<Environment>,
     pub events: Events,
+    pub tokens: Tokens,
+    audit: Audit,
     pub metrics: Arc<HostMetrics>,
     pub attention: Arc<Attention>,
     pub deployments: RwLock<BTreeMap<DeploymentName, Arc<Deployment>>>,
@@ -221,6 +225,8 @@ impl Registry {
             let message = format!("cannot sync {}: {e}", dir.display());
             Error::new(Kind::Internal, "cannot_open", message)
         })?;
+        // After the head, whose lock keeps another host away.
+        let audit = Audit::open(&dir, &config.audit, Arc::clone(&file_system), Arc::clone(&clock))?;
         let count = match config.tasks.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
@@ -243,6 +249,8 @@ impl Registry {
             inner: Arc::new(Inner {
                 config: config.clone(),
                 events: Events::new(Arc::clone(&clock)),
+                tokens: Tokens::default(),
+                audit,
                 clock,
                 file_system,
                 log,
@@ -261,6 +269,7 @@ impl Registry {
                 controller: Mutex::default(),
             }),
         };
+        registry.read_tokens()?;
         registry.read_plugins()?;
         registry.start_deployments()?;
         crash_point("open-started");
@@ -640,6 +649,16 @@ impl Registry {
             Some(e) => Err(Error::new(Kind::Internal, "catalogue_damaged", e)),
             None => Ok(()),
         }
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> &Audit {
+        &self.inner.audit
+    }
+
+    /// Shows what the HTTP surface counts among the host's metrics.
+    pub fn show_http(&self, http: &HttpMetrics) {
+        self.inner.metrics.show_http(http);
     }
 
     /// Events from now on.

@@ -170,7 +170,7 @@ pub struct SwapRequest {
     pub reason: Option<String>,
 }
 
-mod span {
+pub(super) mod span {
     //! Durations as people write them.
 
     use std::time::Duration;
@@ -182,7 +182,11 @@ mod span {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(from)?;
+        parse(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+
+    /// A number and `s`, `m`, `h` or `d`.
+    pub fn parse(text: &str) -> Result<Duration, String> {
         let (number, unit) =
             text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
         let seconds = match unit {
@@ -194,9 +198,7 @@ mod span {
         };
         let total = number.parse::<u64>().ok().zip(seconds).and_then(|(n, s)| n.checked_mul(s));
         total.map(Duration::from_secs).ok_or_else(|| {
-            serde::de::Error::custom(format!(
-                "{text:?} is not a duration: write a number and s, m, h or d, such as \"1h\""
-            ))
+            format!("{text:?} is not a duration: write a number and s, m, h or d, such as \"1h\"")
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The keys of the log in the head: one byte for the kind, then ids big-endian, so that the order
 //! of keys is the order of offsets.
 //!
-//! **Invariant:** the first bytes `d g c k v w` belong to the floors above, `m` and `~` to storage.
+//! **Invariant:** the first bytes `a d g c k v w` belong to the floors above, `m` and `~` to storage.
 
 use crate::types::{LogId, Offset, PartitionId, TopicId};
 
@@ -19,7 +19,7 @@ pub(super) const HEAD: u8 = b'h';
 pub(super) const NEXT_ID: &[u8] = b"n/id";
 
 /// First bytes of the keys that floors above write.
-pub(super) const METADATA: &[u8] = b"dgckvw";
+pub(super) const METADATA: &[u8] = b"adgckvw";
 
 pub(super) fn topic(id: TopicId) -> Vec<u8> {
     numbered(TOPICS, id.0)

@@ -7,13 +7,15 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
+use axum::http::{StatusCode, header};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, Semaphore, watch};
 
 use super::problem::Problem;
+use super::rates::{Client, Rates};
+use super::stream::Until;
 use crate::clock::SharedClock;
 use crate::config::Config;
-use crate::deployment::{Error, Registry};
+use crate::deployment::{Caller, Error, HttpMetrics, Registry};
 
 /// The state of the server; cheap to clone.
 #[derive(Clone)]
@@ -25,12 +27,22 @@ struct Inner {
     clock: SharedClock,
     stopping: watch::Sender<bool>,
     gate: Arc<RwLock<()>>,
+    rates: Rates,
+    bodies: Arc<Semaphore>,
+    metrics: HttpMetrics,
 }
+
+/// Bytes of bodies that one permit stands for.
+pub const BODY_UNIT: usize = 1 << 10;
 
 impl App {
     /// A server that is still starting: it has no registry yet.
     pub fn new(config: Config, clock: SharedClock) -> Self {
+        let bodies = (config.http.max_bodies_bytes / BODY_UNIT).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Inner {
+            rates: Rates::default(),
+            bodies: Arc::new(Semaphore::new(bodies)),
+            metrics: HttpMetrics::default(),
             registry: OnceLock::new(),
             config,
             clock,
@@ -41,6 +53,7 @@ impl App {
 
     /// Hands over the opened registry: from now on the host is ready.
     pub fn opened(&self, registry: Registry) {
+        registry.show_http(&self.0.metrics);
         // A second registry would be a fault of the caller; the first one stays.
         let _ = self.0.registry.set(registry);
     }
@@ -106,9 +119,58 @@ impl App {
         run_blocking(move || work(&registry).map_err(Problem::from)).await
     }
 
-    /// Turns true when the host begins to stop.
-    pub fn stopping(&self) -> watch::Receiver<bool> {
-        self.0.stopping.subscribe()
+    /// The same about a deployment, which the caller has to reach.
+    ///
+    /// # Errors
+    /// 403 when it does not, and as above.
+    pub async fn on_deployment<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        name: String,
+        work: impl FnOnce(&Registry, &str) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.blocking(move |registry| {
+            registry.check_deployment(&caller, &name)?;
+            work(registry, &name)
+        })
+        .await
+    }
+
+    /// What the surface counts.
+    pub fn http_metrics(&self) -> &HttpMetrics {
+        &self.0.metrics
+    }
+
+    /// Room for bodies, in units of [`BODY_UNIT`].
+    pub fn bodies(&self) -> &Arc<Semaphore> {
+        &self.0.bodies
+    }
+
+    /// Counts a request of `client`.
+    ///
+    /// # Errors
+    /// 429 when there were too many just now.
+    pub fn take_turn(&self, client: Client) -> Result<(), Problem> {
+        let rate = self.0.config.http.max_requests_per_second;
+        self.0.rates.take(client, self.0.clock.monotonic(), rate).map_err(|wait| {
+            let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
+            Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_requests",
+                format!(
+                    "more than {rate} requests a second of one token or address (max_requests_per_second in [http]): go on in {seconds} s"
+                ),
+            )
+            .with_header(header::RETRY_AFTER, seconds)
+        })
+    }
+
+    /// How long a stream for `caller` may go on.
+    ///
+    /// # Errors
+    /// 503 while the host starts.
+    pub fn until(&self, caller: Caller) -> Result<Until, Problem> {
+        Ok(Until::new(self.0.stopping.subscribe(), self.registry()?.clone(), caller))
     }
 
     /// A hold on the gate, for as long as a request is being answered; `None` once it is closed.

@@ -8,17 +8,20 @@ use super::app::App;
 use super::extract::{JsonBody, NoParams, Params, Path};
 use super::problem::{Problem, ProblemBody};
 use crate::deployment::{
-    DeploymentSpec, DeploymentStatus, GenerationStatus, SwapRequest, SwapStarted,
+    Caller, DeploymentSpec, DeploymentStatus, GenerationStatus, SwapRequest, SwapStarted,
 };
 
-/// All deployments, by name.
+/// All deployments whose topics the caller reaches, by name.
 #[utoipa::path(get, path = "/v1/deployments", tag = "deployments",
     responses((status = 200, body = Vec<DeploymentStatus>)))]
 pub async fn list_deployments(
     State(app): State<App>,
+    caller: Caller,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<Vec<DeploymentStatus>>, Problem> {
-    app.blocking(|registry| Ok(registry.deployments())).await.map(Json)
+    let mut deployments = app.blocking(|registry| Ok(registry.deployments())).await?;
+    deployments.retain(|deployment| caller.check_spec(&deployment.spec).is_ok());
+    Ok(Json(deployments))
 }
 
 /// One deployment with its generations and their progress.
@@ -27,10 +30,11 @@ pub async fn list_deployments(
     responses((status = 200, body = DeploymentStatus), (status = 404, body = ProblemBody)))]
 pub async fn get_deployment(
     State(app): State<App>,
+    caller: Caller,
     Path(name): Path<String>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<DeploymentStatus>, Problem> {
-    app.blocking(move |registry| registry.deployment(&name)).await.map(Json)
+    app.on_deployment(caller, name, |registry, name| registry.deployment(name)).await.map(Json)
 }
 
 /// Deploys: the body is the deployment file as JSON, its plugin a digest that was pushed. The same
@@ -41,6 +45,7 @@ pub async fn get_deployment(
         (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
 pub async fn deploy(
     State(app): State<App>,
+    caller: Caller,
     Path(name): Path<String>,
     Params(NoParams {}): Params<NoParams>,
     JsonBody(spec): JsonBody<DeploymentSpec>,
@@ -51,7 +56,8 @@ pub async fn deploy(
             format!("the path says {name:?}, the file says {:?}: use one name", spec.name.as_str()),
         ));
     }
-    app.blocking(move |registry| registry.deploy(&spec)).await.map(Json)
+    caller.check_spec(&spec)?;
+    app.on_deployment(caller, name, move |registry, _| registry.deploy(&spec)).await.map(Json)
 }
 
 /// Deletes a deployment with its generations and stores; the topics of its outputs stay.
@@ -60,10 +66,11 @@ pub async fn deploy(
     responses((status = 204), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
 pub async fn delete_deployment(
     State(app): State<App>,
+    caller: Caller,
     Path(name): Path<String>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<StatusCode, Problem> {
-    app.blocking(move |registry| registry.delete_deployment(&name)).await?;
+    app.on_deployment(caller, name, |registry, name| registry.delete_deployment(name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -74,11 +81,14 @@ pub async fn delete_deployment(
         (status = 409, body = ProblemBody), (status = 422, body = ProblemBody)))]
 pub async fn swap(
     State(app): State<App>,
+    caller: Caller,
     Path(name): Path<String>,
     Params(NoParams {}): Params<NoParams>,
     JsonBody(request): JsonBody<SwapRequest>,
 ) -> Result<Json<SwapStarted>, Problem> {
-    app.blocking(move |registry| registry.swap(&name, &request)).await.map(Json)
+    app.on_deployment(caller, name, move |registry, name| registry.swap(name, &request))
+        .await
+        .map(Json)
 }
 
 macro_rules! actions {
@@ -89,10 +99,11 @@ macro_rules! actions {
                 (status = 409, body = ProblemBody)))]
         pub async fn $action(
             State(app): State<App>,
+            caller: Caller,
             Path(name): Path<String>,
             Params(NoParams {}): Params<NoParams>,
         ) -> Result<Json<DeploymentStatus>, Problem> {
-            app.blocking(move |registry| registry.$action(&name)).await.map(Json)
+            app.on_deployment(caller, name, |registry, name| registry.$action(name)).await.map(Json)
         }
     )* };
 }
@@ -118,10 +129,12 @@ actions! {
     responses((status = 200, body = Vec<GenerationStatus>), (status = 404, body = ProblemBody)))]
 pub async fn list_generations(
     State(app): State<App>,
+    caller: Caller,
     Path(name): Path<String>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<Vec<GenerationStatus>>, Problem> {
-    let status = app.blocking(move |registry| registry.deployment(&name)).await?;
+    let status =
+        app.on_deployment(caller, name, |registry, name| registry.deployment(name)).await?;
     Ok(Json(status.generations))
 }
 
@@ -131,11 +144,13 @@ pub async fn list_generations(
     responses((status = 200, body = GenerationStatus), (status = 404, body = ProblemBody)))]
 pub async fn get_generation(
     State(app): State<App>,
+    caller: Caller,
     Path((name, number)): Path<(String, u32)>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<GenerationStatus>, Problem> {
     let wanted = name.clone();
-    let status = app.blocking(move |registry| registry.deployment(&name)).await?;
+    let status =
+        app.on_deployment(caller, name, |registry, name| registry.deployment(name)).await?;
     let count = status.generations.len();
     let found = status.generations.into_iter().find(|generation| generation.number == number);
     found.map(Json).ok_or_else(|| {

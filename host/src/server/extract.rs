@@ -3,24 +3,24 @@
 //! **Invariant:** nothing of a request is silently ignored: unknown query parameters and unknown
 //! fields of a body are refused by name.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{BodyDataStream, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use bytes::BytesMut;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_stream::StreamExt as _;
 
-use super::app::App;
+use super::app::{App, BODY_UNIT};
+use super::patience::Patience;
 use super::problem::{Place, Problem};
-
-/// How much of a body that is too large is read and thrown away, and for how long at most.
-const DISCARD_BYTES: usize = 1 << 30;
-const DISCARD_TIME: Duration = Duration::from_secs(10);
+use crate::config::Http;
 
 /// Query parameters; `T` denies unknown fields.
 pub struct Params<T>(pub T);
@@ -60,8 +60,8 @@ impl<T: DeserializeOwned + Send> FromRequestParts<App> for Path<T> {
     }
 }
 
-/// A whole body, within the host's limit.
-pub struct Whole(pub Bytes);
+/// A whole body, within the host's limits, and its share of the room that there is for bodies.
+pub struct Whole(pub Bytes, pub Option<OwnedSemaphorePermit>);
 
 impl FromRequest<App> for Whole {
     type Rejection = Problem;
@@ -74,46 +74,99 @@ impl FromRequest<App> for Whole {
                 format!("content-encoding {encoding:?} is not taken; send the body as it is"),
             ));
         }
-        let limit = app.config().http.max_body_bytes;
+        let http = &app.config().http;
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|n| n.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
         let mut body = request.into_body().into_data_stream();
-        let mut bytes = BytesMut::with_capacity((announced as usize).min(limit));
-        while let Some(part) = body.next().await {
+        let mut bytes = BytesMut::with_capacity((announced as usize).min(http.max_body_bytes));
+        let mut room: Option<OwnedSemaphorePermit> = None;
+        let mut patience = Patience::new(http);
+        loop {
+            let asked = app.clock().monotonic();
+            let part = tokio::time::timeout(patience.left(), body.next()).await;
+            let part = part.map_err(|_| too_slow(http, bytes.len()))?;
+            let Some(part) = part else { return Ok(Self(bytes.freeze(), room)) };
             let part = part.map_err(|error| {
                 Problem::invalid("body_incomplete", format!("the body broke off: {error}"))
             })?;
-            if bytes.len() + part.len() > limit {
-                drop(bytes);
-                discard(body).await;
-                return Err(Problem::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "body_too_large",
-                    format!(
-                        "the body is larger than {limit} bytes; send it in parts, or raise max_body_bytes in [http]"
-                    ),
-                ));
+            patience.waited(app.clock().monotonic().saturating_sub(asked), part.len());
+            let taken = match bytes.len() + part.len() > http.max_body_bytes {
+                true => Err(too_large(http)),
+                false => reserve(app, &mut room, bytes.len() + part.len()),
+            };
+            if let Err(problem) = taken {
+                drop((bytes, room));
+                discard(http, body).await;
+                return Err(problem);
             }
             bytes.extend_from_slice(&part);
         }
-        Ok(Self(bytes.freeze()))
     }
+}
+
+/// Takes room for `bytes` in all.
+fn reserve(
+    app: &App,
+    room: &mut Option<OwnedSemaphorePermit>,
+    bytes: usize,
+) -> Result<(), Problem> {
+    let missing = bytes.div_ceil(BODY_UNIT) - room.as_ref().map_or(0, |room| room.num_permits());
+    if missing == 0 {
+        return Ok(());
+    }
+    let missing = u32::try_from(missing).unwrap_or(u32::MAX);
+    let more = Arc::clone(app.bodies()).try_acquire_many_owned(missing).map_err(|_| {
+        Problem::unavailable(
+            "too_many_bodies",
+            "the host holds as many bodies of requests as it may (max_bodies_bytes in [http]): send it again in a moment",
+        )
+        .with_header(header::RETRY_AFTER, 1)
+    })?;
+    match room {
+        Some(room) => room.merge(more),
+        None => *room = Some(more),
+    }
+    Ok(())
+}
+
+fn too_large(http: &Http) -> Problem {
+    let limit = http.max_body_bytes;
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "body_too_large",
+        format!(
+            "the body is larger than {limit} bytes; send it in parts, or raise max_body_bytes in [http]"
+        ),
+    )
+}
+
+fn too_slow(http: &Http, bytes: usize) -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "body_too_slow",
+        format!(
+            "the body stopped after {bytes} bytes, or came too slowly: the host waits {} ms beyond {} bytes a second (stall_timeout_ms and min_bytes_per_second in [http]); nothing of it was taken",
+            http.stall_timeout_ms, http.min_bytes_per_second
+        ),
+    )
+    // What may still come would be taken for the next request.
+    .with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
 /// Reads on for a while without keeping anything: most clients listen only once they have said all,
 /// and one that is cut off while it speaks never hears why.
-async fn discard(mut body: BodyDataStream) {
+pub async fn discard(http: &Http, mut body: BodyDataStream) {
     let all = async {
         let mut bytes = 0;
         while let Some(Ok(part)) = body.next().await {
             bytes += part.len();
-            if bytes > DISCARD_BYTES {
+            if bytes > http.discard_bytes {
                 break;
             }
         }
     };
     // Whoever is slower is cut off after all.
-    let _ = tokio::time::timeout(DISCARD_TIME, all).await;
+    let _ = tokio::time::timeout(Duration::from_millis(http.discard_ms), all).await;
 }
 
 /// A JSON body; `T` denies unknown fields.
@@ -124,7 +177,7 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         expect_type(request.headers(), &["application/json"])?;
-        let Whole(bytes) = Whole::from_request(request, app).await?;
+        let Whole(bytes, _room) = Whole::from_request(request, app).await?;
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             let (line, column) = (Some(error.line()), Some(error.column()));
             Problem::invalid("invalid_body", format!("the body: {error}")).at(Place {

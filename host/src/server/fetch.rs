@@ -16,14 +16,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::access::topic_name;
 use super::app::{App, run_blocking};
 use super::extract::{Params, Path};
 use super::operations::last_event_id;
 use super::problem::{Place, Problem, ProblemBody};
 use super::records::{ARROW_STREAM, ArrowShower, Shower, show_event};
 use super::stream::{self, Sink, Woken};
-use super::topics::topic_name;
-use crate::deployment::StartAt;
+use crate::deployment::{Caller, StartAt};
 use crate::log::{ReadError, TopicPartition, TopicRead, TopicReader};
 use crate::types::{Batch, Offset, PartitionId};
 
@@ -82,6 +82,7 @@ impl Form {
         (status = 416, body = ProblemBody)))]
 pub async fn fetch(
     State(app): State<App>,
+    caller: Caller,
     Path((topic, partition)): Path<(String, u32)>,
     Params(params): Params<FetchParams>,
     headers: HeaderMap,
@@ -97,7 +98,7 @@ pub async fn fetch(
     if follow && params.limit == Some(0) {
         return Err(Problem::invalid("invalid_query", "limit=0 leaves nothing to follow"));
     }
-    let name = topic_name(&topic)?;
+    let name = topic_name(&caller, &topic)?;
     let topic = app.blocking(move |registry| registry.topic_handle(&name)).await?;
     let count = topic.state().partitions;
     let partition = topic.partition(PartitionId(partition)).ok_or_else(|| {
@@ -139,7 +140,7 @@ pub async fn fetch(
         Ok((cursor, begin))
     })
     .await?;
-    let (sink, reply) = stream::open(form.media_type(), heartbeat, app.stopping());
+    let (sink, reply) = stream::open(form.media_type(), heartbeat, app.until(caller)?);
     tokio::spawn(run(cursor, first, sink));
     Ok(reply)
 }

@@ -12,9 +12,10 @@ use super::app::App;
 use super::extract::{NoParams, Params};
 use super::problem::{Problem, ProblemBody};
 use super::stream::{self, Sink, Woken};
-use crate::deployment::{Event, Registry};
+use crate::deployment::{Caller, Event, Registry};
 
-/// What happens on the host, as server-sent events: swaps, failures, pauses.
+/// What happens on the host, as server-sent events: swaps, failures, pauses of the deployments that
+/// the caller reaches.
 ///
 /// The event's name is its kind, its data an `Event`. `Last-Event-ID` goes on after that event, as
 /// far as the host remembers; without it the stream begins now.
@@ -24,14 +25,16 @@ use crate::deployment::{Event, Registry};
         (status = 400, body = ProblemBody)))]
 pub async fn events(
     State(app): State<App>,
+    caller: Caller,
     Params(NoParams {}): Params<NoParams>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let registry = app.registry()?.clone();
     let last = last_event_id(&headers)?;
     let heartbeat = Duration::from_millis(app.config().http.heartbeat_ms);
-    let (sink, reply) = stream::open("text/event-stream", Some(heartbeat), app.stopping());
-    tokio::spawn(tell(registry, last, sink));
+    let until = app.until(caller.clone())?;
+    let (sink, reply) = stream::open("text/event-stream", Some(heartbeat), until);
+    tokio::spawn(tell(registry, caller, last, sink));
     Ok(reply)
 }
 
@@ -50,7 +53,7 @@ pub fn last_event_id(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     })
 }
 
-async fn tell(registry: Registry, last: Option<u64>, mut sink: Sink) {
+async fn tell(registry: Registry, caller: Caller, last: Option<u64>, mut sink: Sink) {
     let mut coming = registry.subscribe_events();
     // Subscribed first, read second: an event between the two comes twice and is left out once.
     let mut told = last.unwrap_or(0);
@@ -60,7 +63,9 @@ async fn tell(registry: Registry, last: Option<u64>, mut sink: Sink) {
         for event in missed.drain(..) {
             if event.id > told {
                 told = event.id;
-                show(&mut piece, &event);
+                if registry.may_hear(&caller, &event) {
+                    show(&mut piece, &event);
+                }
             }
         }
         if sink.send(piece).await == Woken::Over {
@@ -94,10 +99,11 @@ pub async fn readyz(State(app): State<App>) -> Result<&'static str, Problem> {
     app.ready().map(|()| "ready\n")
 }
 
-/// Metrics in the text format of Prometheus.
+/// Metrics in the text format of Prometheus. They name every topic: the caller has to reach all.
 #[utoipa::path(get, path = "/metrics", tag = "operations",
     responses((status = 200, body = String), (status = 503, body = ProblemBody)))]
-pub async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+pub async fn metrics(State(app): State<App>, caller: Caller) -> Result<Response, Problem> {
+    caller.check_all("metrics")?;
     let text = app.blocking(|registry| Ok(registry.metrics())).await?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

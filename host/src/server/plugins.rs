@@ -43,7 +43,7 @@ pub async fn push_plugin(
     State(app): State<App>,
     Params(NoParams {}): Params<NoParams>,
     headers: HeaderMap,
-    Whole(body): Whole,
+    Whole(body, _room): Whole,
 ) -> Result<Json<PluginStatus>, Problem> {
     expect_type(&headers, &["application/wasm"])?;
     app.blocking(move |registry| registry.push_plugin(&body)).await.map(Json)

@@ -5,17 +5,21 @@
 //! known only to the layer around all routes, which renders the body ([`Problem::render`]).
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::deployment::{Error, Kind};
 
+/// The content type of all problems.
+const PROBLEM_JSON: &str = "application/problem+json";
+
 /// A refusal on its way to the client.
 #[derive(Debug, Clone)]
 pub struct Problem {
     status: StatusCode,
+    header: Option<(HeaderName, HeaderValue)>,
     body: Box<ProblemBody>,
 }
 
@@ -70,12 +74,22 @@ impl Problem {
             detail: detail.into(),
             ..ProblemBody::default()
         });
-        Self { status, body }
+        Self { status, header: None, body }
     }
 
     /// What the request says cannot be.
     pub fn invalid(code: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, detail)
+    }
+
+    /// Nobody that the host knows asks.
+    pub fn unauthenticated(code: &'static str, detail: impl Into<String>) -> Self {
+        let how = match code {
+            "token_missing" => "Bearer realm=\"anabranch\"",
+            _ => "Bearer realm=\"anabranch\", error=\"invalid_token\"",
+        };
+        Self::new(StatusCode::UNAUTHORIZED, code, detail)
+            .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(how))
     }
 
     /// The host cannot do it now.
@@ -94,6 +108,27 @@ impl Problem {
         self
     }
 
+    /// With a header that tells programs what to do.
+    pub fn with_header(mut self, name: HeaderName, value: impl Into<HeaderValue>) -> Self {
+        self.header = Some((name, value.into()));
+        self
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// Whether a limit of the HTTP surface refuses it.
+    pub fn is_limit(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::REQUEST_TIMEOUT
+                | StatusCode::PAYLOAD_TOO_LARGE
+                | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        ) || self.body.code == "too_many_bodies"
+    }
+
     /// The stable code.
     pub fn code(&self) -> &'static str {
         self.body.code
@@ -106,18 +141,39 @@ impl Problem {
 
     /// Puts the body into `reply`, which came from this problem.
     pub fn render(mut self, request_id: &str, reply: &mut Response) {
-        request_id.clone_into(&mut self.body.request_id);
-        let text = serde_json::to_string(&self.body).expect("a struct of texts and numbers");
+        let text = self.text(request_id);
         reply.headers_mut().remove(header::CONTENT_LENGTH);
-        let kind = HeaderValue::from_static("application/problem+json");
+        let kind = HeaderValue::from_static(PROBLEM_JSON);
         reply.headers_mut().insert(header::CONTENT_TYPE, kind);
         *reply.body_mut() = Body::from(text);
+    }
+
+    /// The whole reply, for a connection on which no request was read.
+    pub fn into_bytes(mut self, request_id: &str) -> Vec<u8> {
+        let text = self.text(request_id);
+        let (status, length) = (self.status, text.len());
+        let more = self.header.as_ref().map_or_else(String::new, |(name, value)| {
+            format!("{name}: {}\r\n", value.to_str().unwrap_or_default())
+        });
+        format!(
+            "HTTP/1.1 {status}\r\ncontent-type: {PROBLEM_JSON}\r\nx-request-id: {request_id}\r\n{more}\
+             content-length: {length}\r\nconnection: close\r\n\r\n{text}"
+        )
+        .into_bytes()
+    }
+
+    fn text(&mut self, request_id: &str) -> String {
+        request_id.clone_into(&mut self.body.request_id);
+        serde_json::to_string(&self.body).expect("a struct of texts and numbers")
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut reply = self.status.into_response();
+        if let Some((name, value)) = &self.header {
+            reply.headers_mut().insert(name, value.clone());
+        }
         reply.extensions_mut().insert(self);
         reply
     }
@@ -127,6 +183,8 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let status = match error.kind {
             Kind::Invalid => StatusCode::BAD_REQUEST,
+            Kind::Unauthenticated => return Self::unauthenticated(error.code, error.message),
+            Kind::Forbidden => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Refused => StatusCode::UNPROCESSABLE_ENTITY,

@@ -1,54 +1,70 @@
-//! All routes, and their description at `/openapi.json`, which is made from the same list.
+//! All routes with who may call them, and their description at `/openapi.json`: both from one table.
 
 use axum::middleware::from_fn_with_state;
 use axum::{Json, Router};
 use utoipa::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 use utoipa_axum::routes;
 
+use super::access::{Access, SCHEME};
 use super::app::App;
-use super::{deployments, fetch, layers, operations, plugins, stores, topics};
+use super::{deployments, fetch, layers, operations, plugins, stores, tokens, topics};
+use crate::deployment::Role;
 
 /// What is said of the whole API.
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Anabranch",
-    description = "Streams, plugins, deployments and their swaps. Errors are application/problem+json with a stable `code`; every reply carries `x-request-id`."
+    description = "Streams, plugins, deployments and their swaps. Errors are application/problem+json with a stable `code`; every reply carries `x-request-id`. Where the host requires tokens, `x-anabranch-role` is the least role that an operation needs, on a token that reaches its topics."
 ))]
 struct Description;
 
+/// Each route, and who may call it.
+fn table() -> Vec<UtoipaMethodRouter<App>> {
+    use Role::{Admin, Consume, Deploy, Observe, Produce};
+    let needs = Access::Needs;
+    vec![
+        needs(Observe).to(routes!(topics::list_topics)),
+        needs(Observe).to(routes!(topics::get_topic)),
+        needs(Deploy).to(routes!(topics::create_topic, topics::delete_topic)),
+        needs(Produce).to(routes!(topics::produce)),
+        needs(Consume).to(routes!(fetch::fetch)),
+        needs(Observe).to(routes!(plugins::list_plugins)),
+        needs(Deploy).to(routes!(plugins::push_plugin)),
+        needs(Observe).to(routes!(plugins::get_plugin)),
+        needs(Observe).to(routes!(deployments::list_deployments)),
+        needs(Observe).to(routes!(deployments::get_deployment)),
+        needs(Deploy).to(routes!(deployments::deploy, deployments::delete_deployment)),
+        needs(Deploy).to(routes!(deployments::swap)),
+        needs(Deploy).to(routes!(deployments::promote)),
+        needs(Deploy).to(routes!(deployments::reject)),
+        needs(Deploy).to(routes!(deployments::cancel)),
+        needs(Deploy).to(routes!(deployments::rollback)),
+        needs(Deploy).to(routes!(deployments::pause)),
+        needs(Deploy).to(routes!(deployments::resume)),
+        needs(Observe).to(routes!(deployments::list_generations)),
+        needs(Observe).to(routes!(deployments::get_generation)),
+        needs(Observe).to(routes!(stores::list_stores)),
+        needs(Consume).to(routes!(stores::scan_store)),
+        needs(Consume).to(routes!(stores::get_key)),
+        needs(Admin).to(routes!(tokens::list_tokens, tokens::create_token)),
+        needs(Admin).to(routes!(tokens::revoke_token)),
+        needs(Observe).to(routes!(operations::events)),
+        needs(Observe).to(routes!(operations::metrics)),
+        Access::Open.to(routes!(operations::healthz)),
+        Access::Open.to(routes!(operations::readyz)),
+        Access::Open.to(routes!(openapi)),
+    ]
+}
+
 /// The routes and their description.
 fn described() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Description::openapi())
-        .routes(routes!(topics::list_topics))
-        .routes(routes!(topics::get_topic, topics::create_topic, topics::delete_topic))
-        .routes(routes!(topics::produce))
-        .routes(routes!(fetch::fetch))
-        .routes(routes!(plugins::list_plugins, plugins::push_plugin))
-        .routes(routes!(plugins::get_plugin))
-        .routes(routes!(deployments::list_deployments))
-        .routes(routes!(
-            deployments::get_deployment,
-            deployments::deploy,
-            deployments::delete_deployment
-        ))
-        .routes(routes!(deployments::swap))
-        .routes(routes!(deployments::promote))
-        .routes(routes!(deployments::reject))
-        .routes(routes!(deployments::cancel))
-        .routes(routes!(deployments::rollback))
-        .routes(routes!(deployments::pause))
-        .routes(routes!(deployments::resume))
-        .routes(routes!(deployments::list_generations))
-        .routes(routes!(deployments::get_generation))
-        .routes(routes!(stores::list_stores))
-        .routes(routes!(stores::scan_store))
-        .routes(routes!(stores::get_key))
-        .routes(routes!(operations::events))
-        .routes(routes!(operations::healthz))
-        .routes(routes!(operations::readyz))
-        .routes(routes!(operations::metrics))
-        .routes(routes!(openapi))
+    let mut description = Description::openapi();
+    let scheme = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+    let components = description.components.get_or_insert_default();
+    components.add_security_scheme(SCHEME, SecurityScheme::Http(scheme));
+    table().into_iter().fold(OpenApiRouter::with_openapi(description), OpenApiRouter::routes)
 }
 
 /// The description of this API (OpenAPI 3.1).
@@ -74,8 +90,9 @@ mod tests {
     use super::*;
 
     /// The surface as published, but for what is left for later.
-    const SURFACE: [&str; 30] = [
+    const SURFACE: [&str; 33] = [
         "delete /v1/deployments/{name}",
+        "delete /v1/tokens/{id}",
         "delete /v1/topics/{topic}",
         "get /healthz",
         "get /metrics",
@@ -91,6 +108,7 @@ mod tests {
         "get /v1/events",
         "get /v1/plugins",
         "get /v1/plugins/{digest}",
+        "get /v1/tokens",
         "get /v1/topics",
         "get /v1/topics/{topic}",
         "get /v1/topics/{topic}/partitions/{partition}/records",
@@ -102,6 +120,7 @@ mod tests {
         "post /v1/deployments/{name}/rollback",
         "post /v1/deployments/{name}/swap",
         "post /v1/plugins",
+        "post /v1/tokens",
         "post /v1/topics/{topic}/records",
         "put /v1/deployments/{name}",
         "put /v1/topics/{topic}",
@@ -116,6 +135,13 @@ mod tests {
                 found.insert(format!("{method} {path}"));
                 assert!(operation["summary"].is_string(), "{method} {path} has no summary");
                 assert!(operation["responses"]["200"].is_object() || method == "delete");
+                let role = operation["x-anabranch-role"].as_str().unwrap_or("open");
+                let open = ["/healthz", "/readyz", "/openapi.json"].contains(&path.as_str());
+                assert_eq!(role == "open", open, "{method} {path}");
+                let scheme = serde_json::json!([{ SCHEME: [role] }]);
+                let expected = if open { serde_json::json!([]) } else { scheme };
+                assert_eq!(operation["security"], expected, "{method} {path}");
+                assert_eq!(operation["responses"]["403"].is_object(), !open, "{method} {path}");
             }
         }
         assert_eq!(found, SURFACE.iter().map(|&s| s.to_owned()).collect());

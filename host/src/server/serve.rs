@@ -9,17 +9,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::app::App;
-use super::router::router;
+use super::connection::serve_connections;
+use super::tls::{self, Tls};
 use crate::clock::SharedClock;
 use crate::config::Config;
-use crate::deployment::Registry;
+use crate::deployment::{Registry, Role};
 
 /// How long closed connections may take to say so before they are dropped.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -27,11 +27,22 @@ const GOODBYE: Duration = Duration::from_millis(500);
 /// Why a host did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An address that others can reach, without being asked for.
+    /// An address that others can reach, without what that needs.
     #[error(
-        "{0} can be reached from other machines and there is no authentication yet: listen on 127.0.0.1, or say --insecure if the network is trusted"
+        "{address} can be reached from other machines and {missing}: say so in the configuration, listen on 127.0.0.1, or say --insecure if the network is trusted"
     )]
-    Exposed(SocketAddr),
+    Exposed {
+        /// The address.
+        address: SocketAddr,
+        /// What is missing, and the keys that give it.
+        missing: &'static str,
+    },
+    /// A certificate without its key, or the reverse.
+    #[error("[http] tls_cert and tls_key go together: name both files, or none")]
+    HalfTls,
+    /// The certificate cannot be used.
+    #[error("{0}")]
+    Tls(#[from] tls::Error),
     /// The address cannot be had.
     #[error(
         "cannot listen on {address}: {source}; choose another with --listen, or stop what uses it"
@@ -56,54 +67,99 @@ pub enum Error {
 /// # Errors
 /// When the host cannot start.
 pub fn serve(config: Config, clock: SharedClock, safe: bool, json: bool) -> Result<(), Error> {
-    let address = config.http.listen;
-    if !address.ip().is_loopback() && !config.http.insecure {
-        return Err(Error::Exposed(address));
-    }
-    raise_open_files();
+    check_exposure(&config)?;
+    let files = raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("anabranch-http")
         .build()
         .map_err(Error::Start)?;
-    let result = runtime.block_on(live(config, clock, safe, json));
+    let result = runtime.block_on(live(config, clock, safe, json, files));
     // Threads that still block hold nothing that is not durable.
     runtime.shutdown_timeout(GOODBYE);
     result
 }
 
-/// Raises the limit of open files to what the process is allowed: segments, checkpoints and
-/// followers need more than the 1,024 that shells hand down.
-fn raise_open_files() {
-    let limit = getrlimit(Resource::Nofile);
-    let (was, allowed) = (limit.current, limit.maximum);
-    match setrlimit(Resource::Nofile, Rlimit { current: allowed, maximum: allowed }) {
-        Ok(()) => tracing::debug!(?was, now = ?allowed, "limit of open files"),
-        // The host runs with what it has; an open that fails then says so.
-        Err(error) => tracing::debug!(?was, ?allowed, %error, "limit of open files kept"),
+/// Refuses an address beyond loopback without TLS and tokens, unless that was asked for.
+fn check_exposure(config: &Config) -> Result<(), Error> {
+    let (http, address) = (&config.http, config.http.listen);
+    if http.tls_cert.is_some() != http.tls_key.is_some() {
+        return Err(Error::HalfTls);
+    }
+    let missing = match (http.tls_cert.is_some(), config.auth.required) {
+        (true, true) => return Ok(()),
+        (false, true) => "there is no TLS ([http] tls_cert and tls_key)",
+        (true, false) => "no token is asked for ([auth] required = true)",
+        (false, false) => {
+            "there is no TLS ([http] tls_cert and tls_key) and no token is asked for ([auth] required = true)"
+        }
+    };
+    match address.ip().is_loopback() || http.insecure {
+        true => Ok(()),
+        false => Err(Error::Exposed { address, missing }),
     }
 }
 
-async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Result<(), Error> {
+/// Raises the limit of open files to what the process is allowed: connections, segments, checkpoints
+/// and followers need more than the 1,024 that shells hand down. Returns the limit.
+fn raise_open_files() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let (was, allowed) = (limit.current, limit.maximum);
+    let count =
+        |limit: Option<u64>| limit.map_or(usize::MAX, |n| n.try_into().unwrap_or(usize::MAX));
+    match setrlimit(Resource::Nofile, Rlimit { current: allowed, maximum: allowed }) {
+        Ok(()) => {
+            tracing::debug!(?was, now = ?allowed, "limit of open files");
+            count(allowed)
+        }
+        // The host runs with what it has; an open that fails then says so.
+        Err(error) => {
+            tracing::debug!(?was, ?allowed, %error, "limit of open files kept");
+            count(was)
+        }
+    }
+}
+
+/// How many connections there may be, so that the log still has files to open.
+fn most_connections(config: &Config, files: usize) -> usize {
+    let (asked, room) = (config.http.max_connections, (files / 2).max(1));
+    if asked > room {
+        tracing::warn!(
+            files,
+            "max_connections is {asked}, and the process may have {files} files open: at most {room} connections are taken; raise the limit (ulimit -n)"
+        );
+    }
+    asked.min(room)
+}
+
+async fn live(
+    config: Config,
+    clock: SharedClock,
+    safe: bool,
+    json: bool,
+    files: usize,
+) -> Result<(), Error> {
     let mut signals = Signals::new().map_err(Error::Start)?;
-    let address = config.http.listen;
+    let http = &config.http;
+    let tls = match (&http.tls_cert, &http.tls_key) {
+        (Some(cert), Some(key)) => Some(Tls::open(cert, key)?),
+        _ => None,
+    };
+    if let Some(tls) = &tls {
+        let every = Duration::from_millis(http.tls_reload_ms.max(1));
+        tokio::spawn(Arc::clone(tls).keep_current(every));
+    }
+    let address = http.listen;
     let refused = |source| Error::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
+    let url = format!("{}://{bound}", if tls.is_some() { "https" } else { "http" });
     let app = App::new(config.clone(), Arc::clone(&clock));
-    let (goodbye, said) = oneshot::channel::<()>();
-    // A follower's records are small writes; Nagle's algorithm and delayed acknowledgements would hold
-    // each back for up to 40 ms.
-    let listener = listener.tap_io(|socket| {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps Nagle's algorithm");
-        }
-    });
-    let server = axum::serve(listener, router(app.clone()))
-        .with_graceful_shutdown(async { drop(said.await) })
-        .into_future();
-    let server = tokio::spawn(server);
+    let (goodbye, said) = watch::channel(false);
+    let most = most_connections(&config, files);
+    let server = tokio::spawn(serve_connections(listener, tls, app.clone(), most, said));
 
+    let needs_admin = config.auth.required;
     let dir = config.data.dir.clone();
     let drain = Duration::from_millis(config.http.drain_ms);
     let mut opening = tokio::task::spawn_blocking(move || Registry::open(&config, safe, clock));
@@ -119,8 +175,16 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     };
     if !signals.seen {
+        if needs_admin
+            && !registry.tokens().iter().any(|token| token.role == Role::Admin && !token.expired)
+        {
+            tracing::warn!(
+                "tokens are required and there is none of an admin: stop the host, run `anabranch token create --data {} NAME --role admin`, and start it again",
+                dir.display()
+            );
+        }
         app.opened(registry.clone());
-        announce(bound, &dir.display().to_string(), safe, json);
+        announce(&url, &dir.display().to_string(), safe, json);
         signals.next().await;
     }
     tracing::info!("stopping: draining requests and tasks; a second signal ends the host at once");
@@ -137,7 +201,7 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
             std::process::exit(1);
         }
     };
-    drop(goodbye);
+    goodbye.send_replace(true);
     let _ = tokio::time::timeout(GOODBYE, server).await;
     tracing::info!("stopped");
     match closed {
@@ -147,8 +211,7 @@ async fn live(config: Config, clock: SharedClock, safe: bool, json: bool) -> Res
 }
 
 /// Says on standard output that the host is ready, and where.
-fn announce(address: SocketAddr, dir: &str, safe: bool, json: bool) {
-    let url = format!("http://{address}");
+fn announce(url: &str, dir: &str, safe: bool, json: bool) {
     let line = match json {
         true => {
             serde_json::json!({"ready": true, "url": url, "data": dir, "safe": safe}).to_string()

@@ -8,7 +8,9 @@ use serde::Deserialize;
 use super::app::App;
 use super::extract::{NoParams, Params, Path};
 use super::problem::{Problem, ProblemBody};
-use crate::deployment::{StoreAnswer, StoreEntry, StorePage, StoreQuery, StoreScan, StoreStatus};
+use crate::deployment::{
+    Caller, StoreAnswer, StoreEntry, StorePage, StoreQuery, StoreScan, StoreStatus,
+};
 
 /// The stores of a deployment's live generation.
 #[utoipa::path(get, path = "/v1/deployments/{name}/stores", tag = "stores",
@@ -16,10 +18,11 @@ use crate::deployment::{StoreAnswer, StoreEntry, StorePage, StoreQuery, StoreSca
     responses((status = 200, body = Vec<StoreStatus>), (status = 404, body = ProblemBody)))]
 pub async fn list_stores(
     State(app): State<App>,
+    caller: Caller,
     Path(name): Path<String>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<Vec<StoreStatus>>, Problem> {
-    app.blocking(move |registry| registry.stores(&name)).await.map(Json)
+    app.on_deployment(caller, name, |registry, name| registry.stores(name)).await.map(Json)
 }
 
 /// Which store is meant.
@@ -39,11 +42,14 @@ pub struct GetParams {
     responses((status = 200, body = StoreAnswer<StoreEntry>), (status = 404, body = ProblemBody)))]
 pub async fn get_key(
     State(app): State<App>,
+    caller: Caller,
     Path((name, store, key)): Path<(String, String, String)>,
     Params(params): Params<GetParams>,
 ) -> Result<Json<StoreAnswer<StoreEntry>>, Problem> {
     let query = StoreQuery { generation: params.generation, partition: params.partition, key };
-    app.blocking(move |registry| registry.store_get(&name, &store, &query)).await.map(Json)
+    app.on_deployment(caller, name, move |registry, name| registry.store_get(name, &store, &query))
+        .await
+        .map(Json)
 }
 
 /// Which entries are meant.
@@ -73,6 +79,7 @@ pub struct ScanParams {
     responses((status = 200, body = StoreAnswer<StorePage>), (status = 404, body = ProblemBody)))]
 pub async fn scan_store(
     State(app): State<App>,
+    caller: Caller,
     Path((name, store)): Path<(String, String)>,
     Params(params): Params<ScanParams>,
 ) -> Result<Json<StoreAnswer<StorePage>>, Problem> {
@@ -90,5 +97,7 @@ pub async fn scan_store(
         limit,
         cursor: params.cursor,
     };
-    app.blocking(move |registry| registry.store_scan(&name, &store, &scan)).await.map(Json)
+    app.on_deployment(caller, name, move |registry, name| registry.store_scan(name, &store, &scan))
+        .await
+        .map(Json)
 }

@@ -6,29 +6,24 @@ use axum::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
+use super::access::topic_name;
 use super::app::{App, run_blocking};
 use super::extract::{JsonBody, NoParams, Params, Path, Whole, expect_type};
 use super::problem::{Place, Problem, ProblemBody};
 use super::records::{ARROW_STREAM, DecodeError, Decoder, Limits, RawFields};
-use crate::deployment::{CreateTopic, Produced, TopicStatus};
-use crate::types::TopicName;
+use crate::deployment::{Caller, CreateTopic, Produced, TopicStatus};
 
-/// The topic that a path names.
-///
-/// # Errors
-/// 400 that says how names are written.
-pub fn topic_name(text: &str) -> Result<TopicName, Problem> {
-    text.parse().map_err(|error| Problem::invalid("invalid_name", format!("{error}")))
-}
-
-/// All topics, by name.
+/// All topics that the caller reaches, by name.
 #[utoipa::path(get, path = "/v1/topics", tag = "topics",
     responses((status = 200, body = Vec<TopicStatus>)))]
 pub async fn list_topics(
     State(app): State<App>,
+    caller: Caller,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<Vec<TopicStatus>>, Problem> {
-    app.blocking(|registry| Ok(registry.topics())).await.map(Json)
+    let mut topics = app.blocking(|registry| Ok(registry.topics())).await?;
+    topics.retain(|topic| caller.reaches(&topic.name));
+    Ok(Json(topics))
 }
 
 /// One topic.
@@ -36,10 +31,11 @@ pub async fn list_topics(
     responses((status = 200, body = TopicStatus), (status = 404, body = ProblemBody)))]
 pub async fn get_topic(
     State(app): State<App>,
+    caller: Caller,
     Path(topic): Path<String>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Json<TopicStatus>, Problem> {
-    let name = topic_name(&topic)?;
+    let name = topic_name(&caller, &topic)?;
     app.blocking(move |registry| registry.topic(&name)).await.map(Json)
 }
 
@@ -49,11 +45,12 @@ pub async fn get_topic(
     responses((status = 200, body = TopicStatus), (status = 409, body = ProblemBody)))]
 pub async fn create_topic(
     State(app): State<App>,
+    caller: Caller,
     Path(topic): Path<String>,
     Params(NoParams {}): Params<NoParams>,
     JsonBody(options): JsonBody<CreateTopic>,
 ) -> Result<Json<TopicStatus>, Problem> {
-    let name = topic_name(&topic)?;
+    let name = topic_name(&caller, &topic)?;
     app.blocking(move |registry| registry.create_topic(&name, &options)).await.map(Json)
 }
 
@@ -62,10 +59,11 @@ pub async fn create_topic(
     responses((status = 204), (status = 404, body = ProblemBody), (status = 409, body = ProblemBody)))]
 pub async fn delete_topic(
     State(app): State<App>,
+    caller: Caller,
     Path(topic): Path<String>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<StatusCode, Problem> {
-    let name = topic_name(&topic)?;
+    let name = topic_name(&caller, &topic)?;
     app.blocking(move |registry| registry.delete_topic(&name)).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -122,13 +120,14 @@ impl ProduceParams {
         (status = 415, body = ProblemBody)))]
 pub async fn produce(
     State(app): State<App>,
+    caller: Caller,
     Path(topic): Path<String>,
     Params(params): Params<ProduceParams>,
     headers: HeaderMap,
-    Whole(body): Whole,
+    Whole(body, _room): Whole,
 ) -> Result<Json<Produced>, Problem> {
     let kind = expect_type(&headers, &["application/x-ndjson", "application/json", ARROW_STREAM])?;
-    let name = topic_name(&topic)?;
+    let name = topic_name(&caller, &topic)?;
     let raw = params.raw_fields()?;
     if raw.is_some() && kind == ARROW_STREAM {
         return Err(Problem::invalid("invalid_query", "values=raw is for JSON: leave it out"));

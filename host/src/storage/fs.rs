@@ -94,7 +94,12 @@ impl FileSystem for OsFileSystem {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
         match fs::OpenOptions::new().read(true).write(true).open(path) {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
                 Ok(Box::new(fs::File::open(path)?))
             }
             opened => Ok(Box::new(opened?)),

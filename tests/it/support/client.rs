@@ -1,9 +1,11 @@
 //! A client of the public surface, as small as tests need it.
 
 use std::io::{BufRead as _, BufReader};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use ureq::http::{HeaderMap, Request, Response};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::{PATIENCE, guest, wait_until};
@@ -13,6 +15,7 @@ use super::{PATIENCE, guest, wait_until};
 pub struct Client {
     url: String,
     agent: Agent,
+    token: Option<String>,
 }
 
 /// What a host answered.
@@ -36,7 +39,28 @@ impl Client {
             .proxy(None)
             .timeout_global(Some(PATIENCE))
             .build();
-        Self { url: url.to_owned(), agent: config.into() }
+        Self { url: url.to_owned(), agent: config.into(), token: None }
+    }
+
+    /// The same host, asked with a token.
+    pub fn bearer(&self, token: &str) -> Self {
+        Self { token: Some(token.to_owned()), ..self.clone() }
+    }
+
+    /// The same host, on new connections, believed if this certificate (PEM) vouches for it.
+    pub fn trusting(&self, ca: &str) -> Self {
+        let certificate = Certificate::from_pem(ca.as_bytes()).expect("a certificate");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&[certificate]))
+            .unversioned_rustls_crypto_provider(provider);
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .proxy(None)
+            .timeout_global(Some(PATIENCE))
+            .tls_config(tls.build())
+            .build();
+        Self { agent: config.into(), ..self.clone() }
     }
 
     /// The host's address.
@@ -55,6 +79,9 @@ impl Client {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
+        }
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
         }
         let sent = match method {
             "GET" => self.agent.run(request.body(())?),
@@ -198,6 +225,9 @@ impl Client {
             self.agent.get(format!("{}{path}", self.url)).header("accept", "text/event-stream");
         if let Some(last) = last {
             request = request.header("last-event-id", last);
+        }
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
         }
         let reply = request.call().expect("the host answers");
         assert_eq!(reply.status(), 200);

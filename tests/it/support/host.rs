@@ -58,6 +58,24 @@ impl Host {
         Self::run(home, settings, Stdio::inherit())
     }
 
+    /// A host that asks for tokens, and an admin's token, which was made before it started. What it says
+    /// on standard error is kept.
+    pub fn start_guarded(settings: &[(&str, &str)]) -> (Self, String) {
+        let own = tempfile::tempdir().unwrap();
+        let made = anabranch()
+            .args(["token", "create", "root", "--role", "admin", "--data"])
+            .arg(own.path().join("data"))
+            .env("ANABRANCH_STORAGE_MIN_FREE_BYTES", "1048576")
+            .output();
+        let (code, token, error) = outcome(&made.expect("the binary under test runs"));
+        assert_eq!(code, 0, "{error}");
+        let notes = std::fs::File::create(own.path().join(NOTES)).unwrap();
+        let settings = [settings, &[("ANABRANCH_AUTH_REQUIRED", "true")]].concat();
+        let mut host = Self::run(own.path(), &settings, notes.into());
+        host.own = Some(own);
+        (host, token.trim().to_owned())
+    }
+
     /// A host on a fresh directory whose standard error is kept, for [`Host::said`].
     pub fn start_noting(settings: &[(&str, &str)]) -> Self {
         let own = tempfile::tempdir().unwrap();
@@ -117,8 +135,18 @@ impl Host {
 
     /// Asks the host to stop, as an operator does.
     pub fn terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
+    /// Files that the process has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     /// Waits for the process to end; its exit code, if no signal ended it.
@@ -151,6 +179,11 @@ impl Host {
     /// The same, with settings as environment variables.
     pub fn restart_with(mut self, settings: &[(&str, &str)]) -> Self {
         self.stop();
+        self.restart_stopped(settings)
+    }
+
+    /// Starts another on the directory of one that was stopped.
+    pub fn restart_stopped(mut self, settings: &[(&str, &str)]) -> Self {
         let mut next = Self::on(&self.home, settings);
         next.own = self.own.take();
         next

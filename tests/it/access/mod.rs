@@ -1,0 +1,64 @@
+//! Who may do what: tokens, roles and topics; TLS; limits on clients that mean no good.
+
+mod limits;
+mod roles;
+mod tls;
+mod tokens;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{Client, Host, PATIENCE};
+
+/// Makes a token, as an admin.
+fn token(admin: &Client, role: &str, topics: &[&str]) -> String {
+    let asked = json!({"name": format!("test {role}"), "role": role, "topics": topics});
+    admin.post("/v1/tokens", &asked).ok()["token"].as_str().unwrap().to_owned()
+}
+
+/// A connection to a host, for what no well-behaved client says.
+fn connect(host: &Host) -> TcpStream {
+    let address = host.url().split_once("://").unwrap().1;
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Says `text` and hears what is answered until the host closes.
+fn say(host: &Host, text: &str) -> String {
+    let mut socket = connect(host);
+    socket.write_all(text.as_bytes()).unwrap();
+    heard(&mut socket)
+}
+
+/// What is answered until the host closes the connection, one way or the other.
+fn heard(socket: &mut TcpStream) -> String {
+    let (mut all, mut part) = (Vec::new(), [0; 1 << 16]);
+    loop {
+        match socket.read(&mut part) {
+            Ok(0) => break,
+            Ok(n) => all.extend_from_slice(&part[..n]),
+            Err(error) => {
+                let closed = error.kind() == std::io::ErrorKind::ConnectionReset;
+                assert!(closed, "{error}, after {:?}", String::from_utf8_lossy(&all));
+                break;
+            }
+        }
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// The value of a metric without labels, or with exactly these.
+fn metric(host: &Client, name: &str) -> f64 {
+    let text = host.get("/metrics").text;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// A moment, in milliseconds, as settings and tests say it.
+fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
