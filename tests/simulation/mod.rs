@@ -24,7 +24,7 @@ use self::history::{Outcome, run};
 use crate::threads::Bug;
 
 /// Histories that CI runs. A planted bug must show within as many.
-const CI_HISTORIES: u64 = 1_500;
+const CI_HISTORIES: u64 = 2_000;
 /// The first seed of CI.
 const CI_SEED: u64 = 1;
 
