@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** while the host starts or stops, nothing below `/v1` runs: it is answered with 503
 //! and the reason. A request under way holds the gate; stopping waits for the gate, so that what
-//! was acknowledged was also sent. Streams do not hold it: they end when [`App::stopping`] says so.
+//! was acknowledged was also sent. Streams do not hold it: they end when what [`App::until`] gives says so.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
