@@ -6,12 +6,20 @@
 //! **Invariant:** changes that are applied together are there together, whatever happens; a crash takes
 //! at most the last ones, and none that was applied before a sync that succeeded.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::crash::is_left_out;
 use super::opening;
 use super::store::Error;
+
+thread_local! {
+    /// Whether a panic of this thread becomes an error.
+    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Keys that change, each to a value or to nothing.
 pub type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -36,9 +44,12 @@ pub trait Head: Send + Sync {
 
 /// sled. Its flush ends in sync_file_range, which is no fsync: we do that on a descriptor of our own.
 pub struct SledHead {
-    db: sled::Db,
+    /// There until it is dropped.
+    db: Option<sled::Db>,
     db_file: std::fs::File,
     dir: PathBuf,
+    /// Whether it was synced since it was opened.
+    is_confirmed: AtomicBool,
 }
 
 impl SledHead {
@@ -48,7 +59,12 @@ impl SledHead {
         let db_path = dir.join("db");
         let db_file = std::fs::OpenOptions::new().read(true).write(true).open(&db_path);
         let db_file = db_file.map_err(Error::io("open", &db_path))?;
-        Ok(Self { db, db_file, dir: dir.to_owned() })
+        let (dir, is_confirmed) = (dir.to_owned(), AtomicBool::new(false));
+        Ok(Self { db: Some(db), db_file, dir, is_confirmed })
+    }
+
+    fn db(&self) -> &sled::Db {
+        self.db.as_ref().expect("only the end takes it")
     }
 
     fn refused(&self, what: &'static str) -> impl Fn(sled::Error) -> Error {
@@ -58,13 +74,13 @@ impl SledHead {
 
 impl Head for SledHead {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let found = guarded(&self.dir, || self.db.get(key).map_err(self.refused("read")))?;
+        let found = guarded(&self.dir, || self.db().get(key).map_err(self.refused("read")))?;
         Ok(found.map(|value| value.to_vec()))
     }
 
     fn scan(&self, prefix: &[u8], see: See<'_>) -> Result<(), Error> {
         guarded(&self.dir, || {
-            self.db.scan_prefix(prefix).try_for_each(|entry| {
+            self.db().scan_prefix(prefix).try_for_each(|entry| {
                 let (key, value) = entry.map_err(self.refused("read"))?;
                 see(&key, &value)
             })
@@ -79,21 +95,52 @@ impl Head for SledHead {
                 None => batch.remove(key),
             }
         }
-        guarded(&self.dir, || self.db.apply_batch(batch).map_err(self.refused("write")))
+        guarded(&self.dir, || self.db().apply_batch(batch).map_err(self.refused("write")))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        guarded(&self.dir, || self.db.flush().map_err(self.refused("write")))?;
-        if is_left_out("head-sync") {
-            return Ok(());
+        guarded(&self.dir, || self.db().flush().map_err(self.refused("write")))?;
+        if !is_left_out("head-sync") {
+            self.db_file.sync_data().map_err(Error::io("sync", &self.dir.join("db")))?;
         }
-        self.db_file.sync_data().map_err(Error::io("sync", &self.dir.join("db")))
+        if !self.is_confirmed.load(Ordering::SeqCst) {
+            opening::confirm(&self.dir)?;
+            self.is_confirmed.store(true, Ordering::SeqCst);
+        }
+        Ok(())
     }
 }
 
-/// sled panics on bytes that it does not expect; that is an answer, not a reason to go down.
+impl Drop for SledHead {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        // sled panics where it cannot sync at its end. What was acknowledged is durable.
+        let ended = guarded(&self.dir, || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::warn!("closing: {error}");
+        }
+    }
+}
+
+/// sled panics on bytes that it does not expect, and on some failures of the disk; that is an answer, not
+/// a reason to go down, and nobody but the caller needs to see it.
 pub(super) fn guarded<T>(head: &Path, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_GUARDED.get() {
+                hook(panic);
+            }
+        }));
+    });
+    let before = IS_GUARDED.replace(true);
+    let result = catch_unwind(AssertUnwindSafe(work));
+    IS_GUARDED.set(before);
+    result.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         let detail = text.unwrap_or("the database panicked").to_owned();

@@ -1,21 +1,20 @@
-//! Opens sled so that a loss of power at any moment of it loses nothing.
+//! Opens sled so that neither a loss of power nor a read that fails takes anything.
 //!
-//! sled recovers in place: it reads its log on from the newest snapshot of its page table, writes a new
-//! snapshot, and then overwrites with zeros each segment of its log that the snapshot does not need. It
-//! never syncs the folder in which the snapshot got its name. If the zeros reach the disk and the name
-//! does not, the log ends where the zeros begin, and all is lost. So the snapshot is made from a copy
-//! first and given to sled, durable, before sled may touch the log itself.
+//! sled recovers in place. It takes a read that fails for the end of its log and writes on from there;
+//! and it overwrites with zeros what its newest snapshot does not need, although it never syncs the
+//! folder in which that snapshot got its name. So it is given a copy. The original stays, as
+//! `head.old`, until the copy is durable and the storage above has found all that was acknowledged in
+//! it, which it says by its first sync.
 //!
-//! Its settings, too, sled writes once and never syncs, nor the names of its files: that is done here,
-//! before anything is acknowledged.
+//! Its settings, too, sled writes once and never syncs, nor the names of its files: that is done here.
 //!
-//! **Invariant:** sled never opens a log of more than one segment whose newest snapshot is not durable
-//! and complete, but where there is no space for the copy. What is copied is never believed: it is
-//! removed at the next start at the latest.
+//! **Invariant:** where `head.old` is, no sync was made since the copy took its place, so that it is the
+//! truth. `head.copy` is never believed. Only where there is no space for a copy sled opens the
+//! original.
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::head::{guarded, sled_error};
@@ -27,86 +26,95 @@ const CACHE_BYTES: u64 = 64 << 20;
 /// How often, and how long in all, sled's own lock is waited for.
 const LOCK_TRIES: u32 = 500;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
-/// sled's files: its log, its settings, and the names of its snapshots, which rise.
-const LOG: &str = "db";
+/// The file of sled's settings.
 const SETTINGS: &str = "conf";
-const SNAPSHOT: &str = "snap.";
 /// Ends the name of a snapshot that is being written.
 const UNFINISHED: &str = ".generating";
-/// Where the copy lies, beside the head.
+/// Where a copy is made, and what is no longer needed goes, beside the head.
 const COPY: &str = "head.copy";
+/// Where the original waits, beside the head.
+const OLD: &str = "head.old";
 
 /// Opens sled in the folder `head`, or creates it.
 pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
     // That file is the last that a new data directory gets: nothing was acknowledged before.
-    let is_new = !head.with_file_name("format").exists();
-    let copy = head.with_file_name(COPY);
-    if copy.exists() {
-        std::fs::remove_dir_all(&copy).map_err(Error::io("remove", &copy))?;
-    }
-    if is_new {
+    if !head.with_file_name("format").exists() {
         // A loss of power may have left half of the settings, and sled believes what it finds.
         remove(&head.join(SETTINGS))?;
+        let db = open_sled(head)?;
+        make_durable(head)?;
+        return Ok(db);
     }
-    // A snapshot that was being written makes sled refuse to open. It is always a copy.
+    let (copy, old) = (head.with_file_name(COPY), head.with_file_name(OLD));
+    remove_folder(&copy)?;
+    if old.exists() {
+        remove_folder(head)?;
+        rename(&old, head)?;
+    }
+    // A snapshot that was being written makes sled refuse to open.
     for name in names(head)?.iter().filter(|name| name.ends_with(UNFINISHED)) {
         remove(&head.join(name))?;
     }
-    let log_bytes = std::fs::metadata(head.join(LOG)).map_or(0, |about| about.len());
-    if log_bytes > SEGMENT_BYTES as u64 {
-        match take_snapshot(head, &copy) {
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::StorageFull => {
-                tracing::warn!(
-                    "no space for a copy of {}: until the host is ready a loss of power would damage it",
-                    head.display()
-                );
-                remove_copy(&copy);
-            }
-            taken => taken?,
+    match open_copy(head, &copy) {
+        // Not where the original could not be synced: what cannot be copied is whole.
+        Err(Error::Io { what, path, source })
+            if source.kind() == io::ErrorKind::StorageFull
+                && (what == "copy" || path.starts_with(&copy)) =>
+        {
+            tracing::warn!(
+                "no space for a copy of {}: a loss of power before the host is ready would damage it",
+                head.display()
+            );
+            remove_folder(&copy)?;
+            open_sled(head)
+        }
+        opened => {
+            let db = opened?;
+            rename(head, &old)?;
+            rename(&copy, head)?;
+            Ok(db)
         }
     }
-    let db = open_sled(head)?;
-    if is_new {
-        sync(&head.join(SETTINGS))?;
-        sync(head)?;
-    }
-    Ok(db)
 }
 
-/// Brings the newest snapshot up to the end of the log, durably, without a change to the log.
-fn take_snapshot(head: &Path, copy: &Path) -> Result<(), Error> {
-    std::fs::create_dir(copy).map_err(Error::io("create", copy))?;
-    let known = snapshots(head)?;
-    for name in known.iter().map(String::as_str).chain([LOG, SETTINGS]) {
-        let from = head.join(name);
-        std::fs::copy(&from, copy.join(name)).map_err(Error::io("copy", &from))?;
+/// Lets go of the original: the storage has found in `head` what it must hold.
+pub(super) fn confirm(head: &Path) -> Result<(), Error> {
+    let (copy, old) = (head.with_file_name(COPY), head.with_file_name(OLD));
+    if old.exists() {
+        rename(&old, &copy)?;
+        if let Err(error) = remove_folder(&copy) {
+            tracing::warn!("{error}; the next start removes it");
+        }
     }
-    drop(open_sled(copy).map_err(|error| match error {
+    Ok(())
+}
+
+/// Opens a durable copy of what sled has in `head`.
+fn open_copy(head: &Path, copy: &Path) -> Result<sled::Db, Error> {
+    // A host that was killed may have left what is not synced. It will be shown, so it must stay.
+    make_durable(head)?;
+    std::fs::create_dir(copy).map_err(Error::io("create", copy))?;
+    for name in names(head)? {
+        let from = head.join(&name);
+        if !from.is_dir() {
+            std::fs::copy(&from, copy.join(&name)).map_err(Error::io("copy", &from))?;
+        }
+    }
+    let db = open_sled(copy).map_err(|error| match error {
         // What is wrong with a copy is wrong with what was copied.
         Error::Damaged { detail, .. } => {
             Error::Damaged { place: head.display().to_string(), detail }
         }
         other => other,
-    })?);
-    if let Some(newest) = snapshots(copy)?.pop().filter(|newest| !known.contains(newest)) {
-        let unfinished = head.join(format!("{newest}{UNFINISHED}"));
-        std::fs::copy(copy.join(&newest), &unfinished).map_err(Error::io("write", &unfinished))?;
-        sync(&unfinished)?;
-        let path = head.join(newest);
-        std::fs::rename(&unfinished, &path).map_err(Error::io("write", &path))?;
-        sync(head)?;
-    }
-    remove_copy(copy);
-    // Older ones, which sled removes only when it writes one itself.
-    let all = snapshots(head)?;
-    all[..all.len().saturating_sub(1)].iter().try_for_each(|name| remove(&head.join(name)))
+    })?;
+    make_durable(copy)?;
+    Ok(db)
 }
 
-/// What cannot be removed now is removed at the next start.
-fn remove_copy(copy: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(copy) {
-        tracing::warn!("cannot remove {}: {error}", copy.display());
-    }
+/// Makes durable all files in a folder of sled's, and their names.
+fn make_durable(head: &Path) -> Result<(), Error> {
+    names(head)?.iter().try_for_each(|name| sync(&head.join(name)))?;
+    sync(head)
 }
 
 fn open_sled(head: &Path) -> Result<sled::Db, Error> {
@@ -139,12 +147,6 @@ fn is_lock(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Other && error.to_string().contains("acquire lock")
 }
 
-/// The complete snapshots, the newest last.
-fn snapshots(head: &Path) -> Result<Vec<String>, Error> {
-    let complete = |name: &String| name.starts_with(SNAPSHOT) && !name.ends_with(UNFINISHED);
-    Ok(names(head)?.into_iter().filter(complete).collect())
-}
-
 /// The names in a folder, sorted; none where there is no such folder.
 fn names(dir: &Path) -> Result<Vec<String>, Error> {
     let entries = match std::fs::read_dir(dir) {
@@ -160,14 +162,56 @@ fn names(dir: &Path) -> Result<Vec<String>, Error> {
     Ok(names)
 }
 
-fn remove(path: &PathBuf) -> Result<(), Error> {
+fn remove(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(Error::io("remove", path)),
     }
 }
 
+fn remove_folder(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::io("remove", path)),
+    }
+}
+
+/// Renames a folder, durably.
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::rename(from, to).map_err(Error::io("rename", from))?;
+    from.parent().map_or(Ok(()), sync)
+}
+
 /// Syncs a file or folder.
 fn sync(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::head::{Head as _, SledHead};
+
+    #[test]
+    fn what_no_sync_confirmed_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (head, old) = (dir.path().join("head"), dir.path().join(OLD));
+        let put = |value: &[u8]| vec![(b"k".to_vec(), Some(value.to_vec()))];
+        let first = SledHead::open(&head).unwrap();
+        first.apply(put(b"1")).unwrap();
+        first.sync().unwrap();
+        drop(first);
+        std::fs::write(dir.path().join("format"), "").unwrap();
+        let unconfirmed = SledHead::open(&head).unwrap();
+        unconfirmed.apply(put(b"2")).unwrap();
+        drop(unconfirmed);
+        assert!(old.exists());
+        let confirmed = SledHead::open(&head).unwrap();
+        assert_eq!(confirmed.get(b"k").unwrap(), Some(b"1".to_vec()));
+        confirmed.apply(put(b"3")).unwrap();
+        confirmed.sync().unwrap();
+        assert!(!old.exists());
+        drop(confirmed);
+        assert_eq!(SledHead::open(&head).unwrap().get(b"k").unwrap(), Some(b"3".to_vec()));
+    }
 }

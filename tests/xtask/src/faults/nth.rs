@@ -15,7 +15,7 @@ use crate::crash::inspect::Inspector;
 use crate::crash::journal::Journal;
 use crate::crash::load::{PADDING, produce_one};
 use crate::crash::operator::DEPLOYMENTS;
-use crate::disk;
+use crate::disk::{self, DATA};
 
 /// Ways to fail: what the interposer is told, and what they are called.
 const WAYS: [(&str, &str); 5] = [
@@ -158,7 +158,9 @@ fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Out
         None => ensure!(outcome.refused.is_empty(), "nothing failed, but {:?}", outcome.refused),
         Some((what, path)) if !outcome.refused.is_empty() => {
             let words = outcome.refused.join("\n") + &said(dir)?;
-            ensure!(names(&words, path), "{what} {path} failed and nothing names it: {words}");
+            let mut paths = text.lines().filter_map(|line| line.split_once(' '));
+            let named = paths.any(|(_, path)| names(&words, path));
+            ensure!(named, "{what} {path} failed and nothing names it: {words}");
         }
         Some(_) => {}
     }
@@ -166,14 +168,11 @@ fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Out
     Ok(outcome)
 }
 
-/// Whether an error names the file or the folder that it is in.
+/// Whether an error names the file, or the folder in which it is; sled's files are the head.
 fn names(words: &str, path: &str) -> bool {
-    let mut parts = path.rsplit('/');
-    let file = parts.next().unwrap_or_default();
-    let file = file.trim_end_matches(".tmp").trim_end_matches(".generating");
-    let folder = parts.next().map(|folder| format!("{folder}: "));
-    let folder = folder.is_some_and(|folder| words.contains(&folder));
-    words.contains(&format!("/{file}")) || folder
+    let path = path.trim_end_matches(".tmp").trim_end_matches(".generating");
+    let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
+    words.contains(&format!("/{file}")) || (folder != DATA && words.contains(&format!("/{folder}")))
 }
 
 /// Sends requests one after the other, with a swap among them; notes what is refused.

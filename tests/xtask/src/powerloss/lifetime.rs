@@ -10,7 +10,7 @@ use fastrand::Rng;
 
 use super::{is_complete, loaded};
 use crate::crash::host::{Home, Host, Start};
-use crate::crash::journal::Journal;
+use crate::crash::journal::{Answer, Journal};
 use crate::crash::load::{Load, PADDING};
 use crate::crash::operator::{History, Operator, Told};
 use crate::crash::plan::Phase;
@@ -147,10 +147,14 @@ impl Lifetime {
         Ok(moments.into_iter().collect())
     }
 
-    /// Where the recording stood when clients had their answers.
+    /// Where the recording stood when clients had acknowledgements, in order.
     pub fn answers(&self) -> Vec<Position> {
-        let answered = |at: &Position| (1..u64::MAX).contains(at);
-        self.journal.requests().iter().map(|request| request.answered_at).filter(answered).collect()
+        let requests = self.journal.requests();
+        let acknowledged = requests.iter().filter(|r| matches!(r.answer, Answer::Acknowledged(_)));
+        let mut answers: Vec<_> =
+            acknowledged.map(|r| r.answered_at).filter(|at| *at > 0).collect();
+        answers.sort_unstable();
+        answers
     }
 
     /// Reads the recording as if the syncs that `ignored` picks had never been made, and hands the disk
