@@ -124,6 +124,20 @@ impl StateAccess for NoState {
         Err("no state".into())
     }
 
+    fn get_own(
+        &mut self,
+        _: u32,
+        _: &BinaryArray,
+        _: bool,
+        _: u32,
+    ) -> Result<(Vec<u32>, BinaryArray), AccessError> {
+        Err("no state".into())
+    }
+
+    fn put_own(&mut self, _: u32, _: Vec<u32>, _: BinaryArray) -> Result<(), AccessError> {
+        Err("no state".into())
+    }
+
     fn scan(
         &mut self,
         _: u32,

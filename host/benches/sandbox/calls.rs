@@ -1,6 +1,6 @@
 //! The calls alone: nanoseconds a record in the sandbox and natively, batches of 4,096.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anabranch::cli::{BenchArgs, SandboxCall, guest_dir};
@@ -90,11 +90,15 @@ fn input() -> Input {
 
 /// Stores that a call may ask; the same for both ways.
 #[derive(Default)]
-struct Counts(BTreeMap<Vec<u8>, Vec<u8>>);
+struct Counts {
+    entries: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The keys of the batch at hand, in the order of their numbers.
+    own: Vec<Vec<u8>>,
+}
 
 impl StateAccess for Counts {
     fn get_many(&mut self, _: u32, keys: &BinaryArray, _: u32) -> Result<BinaryArray, AccessError> {
-        Ok(keys.iter().map(|key| self.0.get(key?).map(Vec::as_slice)).collect())
+        Ok(keys.iter().map(|key| self.entries.get(key?).map(Vec::as_slice)).collect())
     }
 
     fn put_many(
@@ -104,13 +108,45 @@ impl StateAccess for Counts {
         values: &BinaryArray,
     ) -> Result<(), AccessError> {
         for (key, value) in keys.iter().flatten().zip(values.iter().flatten()) {
-            self.0.insert(key.to_vec(), value.to_vec());
+            self.entries.insert(key.to_vec(), value.to_vec());
         }
         Ok(())
     }
 
     fn delete_many(&mut self, _: u32, keys: &BinaryArray) -> Result<(), AccessError> {
-        keys.iter().flatten().for_each(|key| drop(self.0.remove(key)));
+        keys.iter().flatten().for_each(|key| drop(self.entries.remove(key)));
+        Ok(())
+    }
+
+    fn get_own(
+        &mut self,
+        _: u32,
+        keys: &BinaryArray,
+        _: bool,
+        _: u32,
+    ) -> Result<(Vec<u32>, BinaryArray), AccessError> {
+        self.own.clear();
+        let mut numbers = HashMap::new();
+        let numbered = keys.iter().flatten().map(|key| {
+            *numbers.entry(key.to_vec()).or_insert_with_key(|key| {
+                self.own.push(key.clone());
+                self.own.len() as u32 - 1
+            })
+        });
+        let numbered = numbered.collect();
+        let values = self.own.iter().map(|key| self.entries.get(key).map(Vec::as_slice)).collect();
+        Ok((numbered, values))
+    }
+
+    fn put_own(
+        &mut self,
+        _: u32,
+        entries: Vec<u32>,
+        values: BinaryArray,
+    ) -> Result<(), AccessError> {
+        for (&entry, value) in entries.iter().zip(values.iter().flatten()) {
+            self.entries.insert(self.own[entry as usize].clone(), value.to_vec());
+        }
         Ok(())
     }
 

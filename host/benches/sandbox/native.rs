@@ -13,10 +13,10 @@ use anabranch::plugin::native::{
 };
 use anabranch::plugin::{Input, StateAccess};
 use anabranch_plugin::Level;
-use anabranch_plugin::bindings::{self, BytesColumn, HeaderColumn, Page};
+use anabranch_plugin::bindings::{self, BytesColumn, HeaderColumn, OwnEntries, Page};
 use anabranch_plugin::native::{Host, Native, instantiate};
 use arrow_array::{Array as _, BinaryArray};
-use arrow_buffer::{Buffer, OffsetBuffer, ScalarBuffer};
+use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 
 /// Has the plugins of these names run natively in this process.
 pub fn register() {
@@ -79,6 +79,7 @@ impl NativeInstance for Instance {
             };
             *boundary.state.borrow_mut() = Some(state);
             *boundary.time.borrow_mut() = (input.stream_time_ms, input.seed);
+            *boundary.keys.borrow_mut() = Some(input.batch.records.keys.clone());
             let results = native.process(batch(input));
             let state = boundary.state.take().expect("put there above");
             (results.map(lift), state)
@@ -98,6 +99,7 @@ impl Drop for Instance {
 struct Boundary {
     state: RefCell<Option<Box<dyn StateAccess>>>,
     time: RefCell<(Option<i64>, u64)>,
+    keys: RefCell<Option<BinaryArray>>,
 }
 
 impl Boundary {
@@ -132,6 +134,19 @@ impl Host for Boundary {
     fn delete_many(&self, store: u32, keys: &BytesColumn) {
         let deleted = self.with_state(|state| state.delete_many(store, &array(keys)));
         deleted.expect("state in memory does not fail");
+    }
+
+    fn get_own(&self, store: u32, _: &BytesColumn, text: bool) -> OwnEntries {
+        let keys = self.keys.borrow().clone().expect("asked only within a call");
+        let own = self.with_state(|state| state.get_own(store, &keys, text, 1 << 30));
+        let (entries, values) = own.expect("state in memory does not fail");
+        OwnEntries { entries, values: column(&values) }
+    }
+
+    fn put_own(&self, store: u32, entries: &[u32], values: &BytesColumn) {
+        let put =
+            |state: &mut dyn StateAccess| state.put_own(store, entries.to_vec(), array(values));
+        self.with_state(put).expect("state in memory does not fail");
     }
 
     fn scan(&self, store: u32, start: &[u8], end: Option<&[u8]>, limit: u32) -> Page {
@@ -186,7 +201,11 @@ fn column(array: &BinaryArray) -> BytesColumn {
 fn array(column: &BytesColumn) -> BinaryArray {
     let ends = Buffer::from_vec(column.ends.clone());
     let offsets = OffsetBuffer::new(ScalarBuffer::new(ends, 0, column.ends.len()));
-    BinaryArray::new(offsets, Buffer::from_vec(column.data.clone()), None)
+    let nulls = column.validity.as_ref().map(|bits| {
+        let bits = Buffer::from_slice_ref(bits);
+        NullBuffer::new(BooleanBuffer::new(bits, 0, column.ends.len() - 1))
+    });
+    BinaryArray::new(offsets, Buffer::from_vec(column.data.clone()), nulls)
 }
 
 fn lift(results: bindings::Results) -> Results {

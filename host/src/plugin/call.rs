@@ -150,6 +150,26 @@ pub trait StateAccess: Send {
     /// Deletes each key; those that do not exist are ignored.
     fn delete_many(&mut self, store: u32, keys: &BinaryArray) -> Result<(), AccessError>;
 
+    /// Numbers the keys of a batch's records, for a store whose keys are `text`, or else bytes: for each
+    /// record the number of its key, 2^32 - 1 where it cannot be one of the store, and the value of each
+    /// number, null where there is none. Stops as [`get_many`](Self::get_many) does.
+    fn get_own(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        text: bool,
+        limit_bytes: u32,
+    ) -> Result<(Vec<u32>, BinaryArray), AccessError>;
+
+    /// Writes values of numbers that the last [`get_own`](Self::get_own) of the store gave, in order; a
+    /// null one deletes.
+    fn put_own(
+        &mut self,
+        store: u32,
+        entries: Vec<u32>,
+        values: BinaryArray,
+    ) -> Result<(), AccessError>;
+
     /// Entries with `start <= key < end` in the order of their bytes. The page ends at `limit`
     /// entries (at least 1) or with the entry that brings it to `limit_bytes` bytes or more.
     fn scan(

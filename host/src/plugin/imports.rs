@@ -4,16 +4,18 @@
 //! the host work for free; what an import is given is checked before it is used. Logs, metrics and
 //! headers gather in [`CallScope`] and reach the caller only if the call succeeds.
 
-use arrow_array::Array;
+use arrow_array::{Array, BinaryArray};
 use wasmtime::ResourceLimiter;
 use wasmtime::component::HasData;
 
 use super::call::{AccessError, CallError, Level, Metric, MetricChange, Page, StateAccess};
-use super::columns::{EntryLimit, headers_to_result, into_headers, into_present, to_result};
+use super::columns::{
+    EntryLimit, headers_to_result, into_binary, into_headers, into_present, to_result,
+};
 use super::contract::{
     BytesColumnResult, HeaderColumn, headers, log, metrics, rows, state, stream_time, types,
 };
-use super::description::Description;
+use super::description::{Description, KeyPart};
 use super::limits::Limits;
 use crate::types::Headers;
 
@@ -114,6 +116,10 @@ pub struct CallScope {
     pub state: Option<Box<dyn StateAccess>>,
     /// Headers of the records at hand.
     pub headers_in: Option<Headers>,
+    /// Keys of the records at hand; `None` where a call has one record, or none.
+    pub keys_in: Option<BinaryArray>,
+    /// How many different keys of its own a batch was told to have, by store.
+    pub own_entries: Vec<u32>,
     /// Stream time and seed; `None` while the guest starts.
     pub time: Option<StreamTime>,
     /// Whether the call may set headers by output.
@@ -216,6 +222,12 @@ impl HostState {
         let limit = self.limits.state_bytes_per_call;
         let counter = &mut self.call.state_bytes;
         spend(counter, bytes, "bytes of state", "state_bytes_per_call", limit)
+    }
+
+    /// Bytes of state that the call may still be given.
+    fn state_bytes_left(&self) -> u32 {
+        let left = self.limits.state_bytes_per_call.saturating_sub(self.call.state_bytes);
+        u32::try_from(left).unwrap_or(u32::MAX).min(MAX_COLUMN_BYTES)
     }
 
     /// What the guest sees of state in `store`.
@@ -336,8 +348,7 @@ impl state::Host for HostState {
             Ok(keys) => keys,
             Err(error) => return broken(NAME, format_args!("the keys: {error}")),
         };
-        let left = self.limits.state_bytes_per_call.saturating_sub(self.call.state_bytes);
-        let left = u32::try_from(left).unwrap_or(u32::MAX).min(MAX_COLUMN_BYTES);
+        let left = self.state_bytes_left();
         let state = self.access(NAME, store)?;
         let values = state.get_many(store, &keys, left).map_err(host_failed)?;
         let (asked, found) = (keys.len(), values.len());
@@ -385,6 +396,45 @@ impl state::Host for HostState {
             Err(error) => return broken(NAME, format_args!("the keys: {error}")),
         };
         self.access(NAME, store)?.delete_many(store, &keys).map_err(host_failed)
+    }
+
+    fn get_own(&mut self, store: u32) -> Result<state::OwnEntries> {
+        const NAME: &str = "state.get-own";
+        let Some(keys) = self.call.keys_in.clone() else {
+            return broken(NAME, "only process of the columnar world may call it");
+        };
+        self.charge_state(keys.len() as u64, 0)?;
+        self.access(NAME, store)?;
+        let text = match self.description.stores[store as usize].key[..] {
+            [KeyPart::Utf8] => true,
+            [KeyPart::Bytes] => false,
+            _ => return broken(NAME, "the store's keys are not one part of type utf8 or bytes"),
+        };
+        let left = self.state_bytes_left();
+        let state = self.access(NAME, store)?;
+        let (entries, values) = state.get_own(store, &keys, text, left).map_err(host_failed)?;
+        let values = to_result(&values);
+        self.charge_state(0, bytes_of(&values) + 4 * entries.len() as u64)?;
+        let of_store = store as usize;
+        let known = self.call.own_entries.len().max(of_store + 1);
+        self.call.own_entries.resize(known, 0);
+        self.call.own_entries[of_store] = keys_of(&values) as u32;
+        Ok(state::OwnEntries { entries, values })
+    }
+
+    fn put_own(&mut self, store: u32, entries: Vec<u32>, values: BytesColumnResult) -> Result<()> {
+        const NAME: &str = "state.put-own";
+        self.charge_state(entries.len() as u64, bytes_of(&values) + 4 * entries.len() as u64)?;
+        let values = match into_binary(values, entries.len(), EntryLimit::value(&self.limits)) {
+            Ok(values) => values,
+            Err(error) => return broken(NAME, format_args!("the values: {error}")),
+        };
+        let known = self.call.own_entries.get(store as usize).copied().unwrap_or(0);
+        if let Some(entry) = entries.iter().find(|entry| **entry >= known) {
+            let what = format_args!("entry {entry}, where get-own gave {known} of store {store}");
+            return broken(NAME, what);
+        }
+        self.access(NAME, store)?.put_own(store, entries, values).map_err(host_failed)
     }
 
     fn scan(

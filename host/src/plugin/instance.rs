@@ -9,7 +9,7 @@ use std::sync::Arc;
 use wasmtime::{Store, Trap};
 
 use super::call::{CallError, CallOutput, Fault, Input, Level, OutputColumns, Run, StateAccess};
-use super::columns::{EntryLimit, Lowered, check_sources, into_binary};
+use super::columns::{EntryLimit, Lowered, check_sources, into_binary, shared_if_same};
 use super::contract::types::{Batch as GuestBatch, Output as GuestOutput, Run as GuestRun};
 use super::contract::{ColumnPlugin, RecordPlugin, Results};
 use super::description::Description;
@@ -97,11 +97,13 @@ impl Instance {
             let error = "a call was made into an instance that has failed; make a new one";
             return (Err(CallError::Host(error.into())), state);
         }
+        let is_columnar = matches!(self.guest, Guest::Column(_));
         self.store.data_mut().call = CallScope {
             state: Some(state),
             headers_in: input.batch.records.headers.clone(),
             time: Some(StreamTime { before_ms: input.stream_time_ms, seed: input.seed }),
-            sets_headers: matches!(self.guest, Guest::Column(_)),
+            keys_in: is_columnar.then(|| input.batch.records.keys.clone()),
+            sets_headers: is_columnar,
             ..CallScope::default()
         };
         let limits = self.store.data().limits.clone();
@@ -116,12 +118,11 @@ impl Instance {
     fn run(&mut self, input: &Input, limits: &Limits) -> Result<CallOutput, CallError> {
         check_runs(input)?;
         let mut output = CallOutput::default();
-        let n = input.batch.len();
         match &self.guest {
             Guest::Column(plugin) => {
                 let results = process_columns(plugin, &mut self.store, input)?;
                 let host = self.store.data_mut();
-                take_results(results, n, host, &mut output)?;
+                take_results(results, input, host, &mut output)?;
             }
             #[cfg(feature = "native")]
             Guest::Native(native) => {
@@ -129,7 +130,7 @@ impl Instance {
                 let state = host.call.state.take().expect("put there for this call");
                 let (results, state) = native.process(input, state);
                 host.call.state = Some(state);
-                take_results(results.map_err(|text| returned(&text))?, n, host, &mut output)?;
+                take_results(results.map_err(|text| returned(&text))?, input, host, &mut output)?;
             }
             Guest::Record(plugin) => {
                 rows::process(plugin, &mut self.store, input, &mut output)?;
@@ -215,10 +216,10 @@ fn process_columns(
     result.map_err(|error| call_error(error, store.data()))?.map_err(|text| returned(&text))
 }
 
-/// Checks what `process` returned for a batch of `n` records and moves it into `output`.
+/// Checks what `process` returned for `input` and moves it into `output`.
 fn take_results(
     results: Results,
-    n: usize,
+    input: &Input,
     host: &mut HostState,
     output: &mut CallOutput,
 ) -> Result<(), CallError> {
@@ -232,7 +233,7 @@ fn take_results(
             let name = &host.description.outputs[index].name;
             return Err(CallError::invalid(format!("output {name} is returned twice")));
         }
-        let mut columns = take_columns(index, columns, n, host)?;
+        let mut columns = take_columns(index, columns, input, host)?;
         if let Some(headers) = headers {
             if headers.len() != columns.len() {
                 return Err(CallError::invalid(format!(
@@ -257,7 +258,7 @@ fn take_results(
     }
     let mut next = 0;
     for rejection in results.rejections {
-        check_rejection(rejection.index, next, n)?;
+        check_rejection(rejection.index, next, input.batch.len())?;
         next = rejection.index + 1;
         output.rejections.push((rejection.index, reason(&rejection.reason)));
     }
@@ -283,14 +284,14 @@ fn check_rejection(index: u32, next: u32, n: usize) -> Result<(), CallError> {
 fn take_columns(
     index: usize,
     columns: GuestOutput,
-    n: usize,
+    input: &Input,
     host: &HostState,
 ) -> Result<OutputColumns, CallError> {
     let name = columns.name;
     let invalid =
         |what: &str, error: String| CallError::invalid(format!("output {name}: {what}{error}"));
     let m = columns.sources.len();
-    check_sources(&columns.sources, n).map_err(|error| invalid("", error))?;
+    check_sources(&columns.sources, input.batch.len()).map_err(|error| invalid("", error))?;
     let keys = into_binary(columns.keys, m, EntryLimit::key(&host.limits))
         .map_err(|error| invalid("the keys: ", error))?;
     let values = into_binary(columns.values, m, EntryLimit::value(&host.limits))
@@ -304,8 +305,8 @@ fn take_columns(
     Ok(OutputColumns {
         output: index,
         sources: columns.sources,
-        keys,
-        values,
+        keys: shared_if_same(keys, &input.batch.records.keys),
+        values: shared_if_same(values, &input.batch.records.values),
         timestamps: columns.timestamps,
         partitions: columns.partitions.map(|all| all.into_iter().map(Some).collect()),
         headers: None,

@@ -4,7 +4,7 @@ use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
 use hashbrown::HashMap;
 
-use super::store::{NO_ROW, Page, PageLimit, StoreSet};
+use super::store::{NO_ROW, OwnKeys, Page, PageLimit, StoreSet};
 
 type Bytes = Box<[u8]>;
 
@@ -18,12 +18,30 @@ pub struct Overlay {
 /// leaves columns as they came; they become entries when the call goes on.
 #[derive(Debug, Default)]
 pub(super) struct CallChanges {
-    /// Keys and values that were put, in order.
-    pub(super) columns: Vec<(BinaryArray, BinaryArray)>,
+    /// What was put, in order.
+    pub(super) columns: Vec<Columns>,
     /// What came after `columns`.
     pub(super) entries: HashMap<Bytes, Option<Bytes>>,
     /// The keys that were read last, if many, and their rows in the store: mostly those are written.
     pub(super) asked: Option<(BinaryArray, Vec<u32>)>,
+    /// The keys of the batch's records.
+    pub(super) own: OwnKeys,
+}
+
+/// Changes as they came.
+#[derive(Debug)]
+pub(super) enum Columns {
+    /// Keys and their values.
+    Keyed(BinaryArray, BinaryArray),
+    /// Numbers of the batch's own keys, and values; null deletes.
+    Own(Vec<u32>, BinaryArray),
+}
+
+impl Columns {
+    fn len(&self) -> usize {
+        let (Self::Keyed(_, values) | Self::Own(_, values)) = self;
+        values.len()
+    }
 }
 
 /// Rows from which on a put is kept as columns.
@@ -34,13 +52,51 @@ const MAX_COLUMNS: usize = 8;
 impl CallChanges {
     /// All changes by key.
     fn entries(&mut self) -> &mut HashMap<Bytes, Option<Bytes>> {
-        for (keys, values) in std::mem::take(&mut self.columns) {
-            self.entries.reserve(keys.len());
-            for i in 0..keys.len() {
-                self.entries.insert(keys.value(i).into(), Some(values.value(i).into()));
+        for columns in std::mem::take(&mut self.columns) {
+            self.entries.reserve(columns.len());
+            let mut set = |key: &[u8], value: Option<&[u8]>| {
+                self.entries.insert(key.into(), value.map(Into::into));
+            };
+            match columns {
+                Columns::Keyed(keys, values) => {
+                    (0..keys.len()).for_each(|i| set(keys.value(i), Some(values.value(i))));
+                }
+                Columns::Own(entries, values) => {
+                    entries.iter().zip(&values).for_each(|(&e, value)| set(self.own.key(e), value));
+                }
             }
         }
         &mut self.entries
+    }
+
+    /// Keeps changes as they came where they are many, and the first.
+    fn push(&mut self, columns: Columns) {
+        let keep = self.entries.is_empty()
+            && self.columns.len() < MAX_COLUMNS
+            && columns.len() >= COLUMN_ROWS;
+        self.columns.push(columns);
+        if !keep {
+            self.entries();
+        }
+    }
+
+    /// The value of a key that has `row` in the store, through the changes, of which none are columns.
+    fn value<'a>(
+        &'a self,
+        base: &'a StoreSet,
+        store: usize,
+        row: u32,
+        key: impl FnOnce() -> &'a [u8],
+    ) -> Option<&'a [u8]> {
+        let changed = match self.entries.is_empty() {
+            true => None,
+            false => self.entries.get(key()),
+        };
+        match changed {
+            Some(change) => change.as_deref(),
+            None if row == NO_ROW => None,
+            None => base.value_of(store, row),
+        }
     }
 }
 
@@ -65,15 +121,7 @@ impl Overlay {
         let mut values = BinaryBuilder::with_capacity(keys.len(), keys.len() * 16);
         let mut bytes = 0;
         for (i, &row) in rows.iter().enumerate() {
-            let changed = match changes.entries.is_empty() {
-                true => None,
-                false => changes.entries.get(keys.value(i)),
-            };
-            let value = match changed {
-                Some(change) => change.as_deref(),
-                None if row == NO_ROW => None,
-                None => base.value_of(store, row),
-            };
+            let value = changes.value(base, store, row, || keys.value(i));
             values.append_option(value);
             bytes += value.map_or(0, <[u8]>::len);
             if bytes > limit_bytes {
@@ -86,13 +134,40 @@ impl Overlay {
 
     /// Writes one value for each key, in order.
     pub fn put_many(&mut self, store: usize, keys: BinaryArray, values: BinaryArray) {
+        self.stores[store].push(Columns::Keyed(keys, values));
+    }
+
+    /// Numbers the keys of a batch's records, for a store whose keys are text, or else bytes. For each
+    /// record the number of its key, [`NO_ROW`] where it cannot be one of the store, and the value of
+    /// each number, null where there is none. Stops as [`get_many`](Self::get_many) does.
+    pub fn get_own(
+        &mut self,
+        base: &mut StoreSet,
+        store: usize,
+        keys: &BinaryArray,
+        text: bool,
+        limit_bytes: usize,
+    ) -> (Vec<u32>, BinaryArray) {
         let changes = &mut self.stores[store];
-        let keep = changes.entries.is_empty() && changes.columns.len() < MAX_COLUMNS;
-        let rows = keys.len();
-        changes.columns.push((keys, values));
-        if !keep || rows < COLUMN_ROWS {
-            changes.entries();
+        changes.entries();
+        changes.own = base.number(store, keys, text);
+        let rows = &changes.own.rows;
+        let mut values = BinaryBuilder::with_capacity(rows.len(), rows.len() * 16);
+        let mut bytes = 0;
+        for (entry, &row) in rows.iter().enumerate() {
+            let value = changes.value(base, store, row, || changes.own.key(entry as u32));
+            values.append_option(value);
+            bytes += value.map_or(0, <[u8]>::len);
+            if bytes > limit_bytes {
+                break;
+            }
         }
+        (std::mem::take(&mut changes.own.entries), values.finish())
+    }
+
+    /// Sets the values of numbers that [`get_own`](Self::get_own) gave, in order; null deletes.
+    pub fn put_own(&mut self, store: usize, entries: Vec<u32>, values: BinaryArray) {
+        self.stores[store].push(Columns::Own(entries, values));
     }
 
     /// Deletes each key.

@@ -10,7 +10,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 
 use super::changes::changelog_key;
-use super::overlay::Overlay;
+use super::overlay::{Columns, Overlay};
 
 /// Bytes in place where they are few, so that most entries are a cache line.
 type Bytes = SmallVec<[u8; 16]>;
@@ -25,6 +25,8 @@ struct Entry {
     value: Option<Bytes>,
     /// Whether it is among the store's changed entries.
     changed: bool,
+    /// The batch that had this key last, as the store counts them, and the key's index among its own.
+    own: (u32, u32),
 }
 
 /// One store. Entries lie in rows, which a hash table finds by key; what changed since the last
@@ -43,6 +45,54 @@ struct Store {
     index: Option<BTreeSet<Bytes>>,
     len: usize,
     size_bytes: u64,
+    /// Batches whose keys were numbered.
+    numbered: u32,
+}
+
+/// The different keys of a batch's records, numbered in the order in which they come first.
+#[derive(Debug, Default)]
+pub(super) struct OwnKeys {
+    /// The number of each record's key; [`NO_ROW`] where it cannot be one of the store.
+    pub entries: Vec<u32>,
+    /// The store's row of each key, or [`NO_ROW`]; they hold until the store changes.
+    pub rows: Vec<u32>,
+    /// The record that has each key first.
+    firsts: Vec<u32>,
+    /// The keys of all records as the store has them, and where each begins and the last ends.
+    encoded: Vec<u8>,
+    starts: Vec<u32>,
+}
+
+impl OwnKeys {
+    /// The key of a number.
+    pub fn key(&self, entry: u32) -> &[u8] {
+        self.of_record(self.firsts[entry as usize] as usize)
+    }
+
+    fn of_record(&self, record: usize) -> &[u8] {
+        &self.encoded[self.starts[record] as usize..self.starts[record + 1] as usize]
+    }
+
+    /// Encodes `keys` as those of a store of text or of bytes; leaves out, as empty, what cannot be one.
+    fn encode(keys: &BinaryArray, text: bool) -> Self {
+        let (first, last) = (keys.value_offsets()[0], keys.value_offsets()[keys.len()]);
+        let mut encoded = Vec::with_capacity((last - first) as usize + 2 * keys.len());
+        let mut starts = Vec::with_capacity(keys.len() + 1);
+        starts.push(0);
+        for key in keys {
+            match key {
+                Some(key) if !text => anabranch_key::push_bytes(&mut encoded, key),
+                Some(key) => {
+                    if let Ok(key) = std::str::from_utf8(key) {
+                        anabranch_key::push_utf8(&mut encoded, key);
+                    }
+                }
+                None => {}
+            }
+            starts.push(encoded.len() as u32);
+        }
+        Self { encoded, starts, ..Self::default() }
+    }
 }
 
 impl Store {
@@ -64,6 +114,54 @@ impl Store {
         hashes.into_iter().enumerate().map(row).collect()
     }
 
+    /// Numbers the keys of a batch's records. In two passes, as [`rows_of`](Self::rows_of).
+    fn number(&mut self, keys: &BinaryArray, text: bool) -> OwnKeys {
+        self.numbered = self.numbered.wrapping_add(1);
+        if self.numbered == 0 {
+            self.entries.iter_mut().for_each(|entry| entry.own.0 = 0);
+            self.numbered = 1;
+        }
+        let mut own = OwnKeys::encode(keys, text);
+        let hashes: Vec<u64> =
+            (0..keys.len()).map(|i| self.hasher.hash_one(own.of_record(i))).collect();
+        own.entries.reserve(keys.len());
+        // Keys that the store does not have.
+        let mut unknown: HashTable<u32> = HashTable::new();
+        for (record, hash) in hashes.iter().enumerate() {
+            let key = own.of_record(record);
+            if key.is_empty() {
+                own.entries.push(NO_ROW);
+                continue;
+            }
+            let next = own.rows.len() as u32;
+            let row = self.row(*hash, key);
+            let entry = match row {
+                Some(row) => match &mut self.entries[row as usize].own {
+                    (batch, entry) if *batch == self.numbered => *entry,
+                    new => {
+                        *new = (self.numbered, next);
+                        next
+                    }
+                },
+                None => match unknown.find(*hash, |entry| own.key(*entry) == key) {
+                    Some(entry) => *entry,
+                    None => {
+                        let firsts = &own.firsts;
+                        let hash_of = |entry: &u32| hashes[firsts[*entry as usize] as usize];
+                        unknown.insert_unique(*hash, next, hash_of);
+                        next
+                    }
+                },
+            };
+            if entry == next {
+                own.rows.push(row.unwrap_or(NO_ROW));
+                own.firsts.push(record as u32);
+            }
+            own.entries.push(entry);
+        }
+        own
+    }
+
     /// Sets the value of `key`, or deletes it; `durable` when the changelog has it already.
     fn set(&mut self, key: &[u8], value: Option<&[u8]>, durable: bool) {
         let hash = self.hasher.hash_one(key);
@@ -72,19 +170,29 @@ impl Store {
             None if value.is_none() => return,
             None => self.insert(hash, key),
         };
-        self.set_row(row, key, value, durable);
+        self.set_row(row, value, durable);
     }
 
-    /// Sets the value of `key`, which has `row`.
-    fn set_row(&mut self, row: u32, key: &[u8], value: Option<&[u8]>, durable: bool) {
+    /// Sets the value of `key`, or deletes it, where `row` was its row, or [`NO_ROW`].
+    fn set_at<'k>(&mut self, row: u32, key: impl FnOnce() -> &'k [u8], value: Option<&[u8]>) {
+        match row {
+            // The same key may have come before.
+            NO_ROW => self.set(key(), value, false),
+            row => self.set_row(row, value, false),
+        }
+    }
+
+    /// Sets the value of the key that has `row`, or deletes it.
+    fn set_row(&mut self, row: u32, value: Option<&[u8]>, durable: bool) {
         let entry = &mut self.entries[row as usize];
+        let (key, changed) = (&entry.key, entry.changed);
         let old_bytes = entry.value.as_ref().map(|old| old.len());
         match (&mut entry.value, value) {
             (Some(old), Some(new)) if old.len() == new.len() => old.copy_from_slice(new),
             (slot, value) => *slot = value.map(Bytes::from_slice),
         }
         let new_bytes = value.map_or(0, <[u8]>::len);
-        if !durable && entry.changed {
+        if !durable && changed {
             self.changed_bytes = self.changed_bytes + new_bytes - old_bytes.unwrap_or(0);
         } else if !durable {
             entry.changed = true;
@@ -98,7 +206,7 @@ impl Store {
                 self.len += 1;
                 self.size_bytes += key.len() as u64;
                 if let Some(index) = &mut self.index {
-                    index.insert(Bytes::from_slice(key));
+                    index.insert(key.clone());
                 }
             }
             (Some(old), None) => {
@@ -107,7 +215,7 @@ impl Store {
                 if let Some(index) = &mut self.index {
                     index.remove(key);
                 }
-                if durable && !self.entries[row as usize].changed {
+                if durable && !changed {
                     self.forget(row);
                 }
             }
@@ -117,7 +225,8 @@ impl Store {
 
     /// A new row without a value.
     fn insert(&mut self, hash: u64, key: &[u8]) -> u32 {
-        let entry = Entry { key: Bytes::from_slice(key), value: None, changed: false };
+        let key = Bytes::from_slice(key);
+        let entry = Entry { key, value: None, changed: false, own: (0, 0) };
         let row = match self.free.pop() {
             Some(row) => {
                 self.entries[row as usize] = entry;
@@ -213,6 +322,11 @@ impl StoreSet {
         self.stores[store].rows_of(keys)
     }
 
+    /// Numbers the keys of a batch's records, of a store whose keys are text, or else bytes.
+    pub(super) fn number(&mut self, store: usize, keys: &BinaryArray, text: bool) -> OwnKeys {
+        self.stores[store].number(keys, text)
+    }
+
     /// The value in a row.
     pub(super) fn value_of(&self, store: usize, row: u32) -> Option<&[u8]> {
         self.stores[store].entries.get(row as usize)?.value.as_deref()
@@ -246,19 +360,26 @@ impl StoreSet {
     /// Makes the changes of a call that succeeded part of the state and of the next commit.
     pub fn apply(&mut self, overlay: Overlay) {
         for (store, changes) in self.stores.iter_mut().zip(overlay.stores) {
-            for (keys, values) in &changes.columns {
-                let same = |asked: &BinaryArray| {
-                    asked.value_offsets() == keys.value_offsets()
-                        && asked.value_data() == keys.value_data()
-                };
-                let rows = changes.asked.as_ref().filter(|(asked, _)| same(asked));
-                let rows = rows.map_or_else(|| store.rows_of(keys), |(_, rows)| rows.clone());
-                for (i, row) in rows.into_iter().enumerate() {
-                    let (key, value) = (keys.value(i), Some(values.value(i)));
-                    match row {
-                        // The same key may have come before.
-                        NO_ROW => store.set(key, value, false),
-                        row => store.set_row(row, key, value, false),
+            for columns in &changes.columns {
+                match columns {
+                    Columns::Keyed(keys, values) => {
+                        let same = |asked: &BinaryArray| {
+                            asked.value_offsets() == keys.value_offsets()
+                                && asked.value_data() == keys.value_data()
+                        };
+                        let rows = changes.asked.as_ref().filter(|(asked, _)| same(asked));
+                        let rows =
+                            rows.map_or_else(|| store.rows_of(keys), |(_, rows)| rows.clone());
+                        for (i, row) in rows.into_iter().enumerate() {
+                            let value = Some(values.value(i));
+                            store.set_at(row, || keys.value(i), value);
+                        }
+                    }
+                    Columns::Own(entries, values) => {
+                        for (&entry, value) in entries.iter().zip(values) {
+                            let row = changes.own.rows[entry as usize];
+                            store.set_at(row, || changes.own.key(entry), value);
+                        }
                     }
                 }
             }
@@ -423,6 +544,8 @@ impl PageBuilder {
 
 #[cfg(test)]
 mod tests {
+    use anabranch_key::Part;
+
     use super::*;
 
     fn column(rows: &[&str]) -> BinaryArray {
@@ -536,6 +659,30 @@ mod tests {
                 let count = random.usize(1..130);
                 let keys: Vec<_> = (0..count).map(|_| vec![b'k', random.u8(..60)]).collect();
                 let column = |rows: &[Vec<u8>]| rows.iter().map(Some).collect::<BinaryArray>();
+                if random.bool() {
+                    // The same keys as a batch's own, of which some are changed.
+                    let stored = |key: &Vec<u8>| anabranch_key::encode(&[Part::Bytes(key.into())]);
+                    let all = usize::MAX;
+                    let (numbers, values) =
+                        call.get_own(&mut stores, 0, &column(&keys), false, all);
+                    let expected = keys.iter().map(|key| after.get(&stored(key)).cloned());
+                    let value = |n: &u32| {
+                        values.is_valid(*n as usize).then(|| values.value(*n as usize).to_vec())
+                    };
+                    assert!(numbers.iter().map(value).eq(expected), "round {round} of seed {seed}");
+                    let (mut entries, mut changes) = (Vec::new(), Vec::new());
+                    for (key, number) in keys.iter().zip(numbers) {
+                        let value = (random.u8(..4) > 0).then(|| vec![random.u8(..); 8]);
+                        match &value {
+                            Some(value) => drop(after.insert(stored(key), value.clone())),
+                            None => drop(after.remove(&stored(key))),
+                        }
+                        entries.push(number);
+                        changes.push(value);
+                    }
+                    call.put_own(0, entries, changes.iter().map(Option::as_ref).collect());
+                    continue;
+                }
                 if random.u8(..3) == 0 {
                     call.delete_many(0, &column(&keys));
                     keys.iter().for_each(|key| drop(after.remove(key)));

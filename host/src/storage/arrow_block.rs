@@ -2,12 +2,14 @@
 //!
 //! arrow-ipc does the same with fresh buffers for every column of every batch, which costs more than
 //! the codec: here columns are gathered from several batches straight into blocks of 64 KiB that stay in
-//! the cache, and decompressed straight into the buffer that an array keeps.
+//! the cache, and decompressed straight into the buffer that an array keeps. Blocks that are written as
+//! they were read are copied ([`packed`]).
 //!
 //! **Invariant:** what is written is an ordinary Arrow IPC message: any reader of Arrow takes it. What
 //! is read may be anything: sizes are checked before memory is asked for, arrays before they are used.
 
 use std::io::Read as _;
+use std::sync::Arc;
 
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, make_array};
 use arrow_buffer::{BooleanBufferBuilder, Buffer};
@@ -18,6 +20,8 @@ use arrow_ipc::{
 };
 use arrow_schema::{DataType, SchemaRef};
 use flatbuffers::FlatBufferBuilder;
+
+use super::packed;
 
 /// An lz4 frame of independent blocks of at most 64 KiB, without sums: magic, flags, size, and a sum of
 /// these two.
@@ -196,33 +200,40 @@ impl BlockWriter {
         let start = self.body.len();
         self.body.extend_from_slice(&[0; 8]);
         self.body.extend_from_slice(&FRAME_HEADER);
-        let (mut length, mut stored) = (0, 0);
         self.gathered.clear();
-        for mut part in parts {
-            length += part.len();
-            while !part.is_empty() {
-                if self.gathered.is_empty() && part.len() >= FRAME_BLOCK {
-                    let (block, rest) = part.split_at(FRAME_BLOCK);
-                    stored += frame_block(block, &mut self.compressed, &mut self.body);
-                    part = rest;
-                    continue;
-                }
-                let (some, rest) = part.split_at(part.len().min(FRAME_BLOCK - self.gathered.len()));
-                self.gathered.extend_from_slice(some);
-                part = rest;
-                if self.gathered.len() == FRAME_BLOCK {
-                    stored += frame_block(&self.gathered, &mut self.compressed, &mut self.body);
-                    self.gathered.clear();
+        let mut frame = Frame { length: 0, stored: 0, copied: false };
+        let mut parts = parts.into_iter().peekable();
+        while let Some(part) = parts.next() {
+            let Some((packed, mut range)) = packed::find(part) else {
+                self.gather(part, &mut frame);
+                continue;
+            };
+            // What was cut apart on the way is one piece again.
+            while let Some(next) = parts.peek()
+                && next.as_ptr().addr() == packed.bytes(range.clone()).as_ptr_range().end.addr()
+                && range.end + next.len() <= packed.len()
+            {
+                range.end += next.len();
+                parts.next();
+            }
+            match packed.blocks_in(&range) {
+                None => self.gather(packed.bytes(range), &mut frame),
+                Some((blocks, whole)) => {
+                    self.gather(packed.bytes(range.start..whole.start), &mut frame);
+                    self.flush_gathered(&mut frame);
+                    self.body.extend_from_slice(blocks);
+                    frame.length += whole.len();
+                    frame.copied = true;
+                    self.gather(packed.bytes(whole.end..range.end), &mut frame);
                 }
             }
         }
-        if !self.gathered.is_empty() {
-            stored += frame_block(&self.gathered, &mut self.compressed, &mut self.body);
-        }
+        self.flush_gathered(&mut frame);
+        let Frame { length, stored, copied } = frame;
         let mut claimed = length as i64;
         if length == 0 {
             self.body.truncate(start);
-        } else if stored == length {
+        } else if stored == length && !copied {
             // Not one block became smaller: without the frame readers need no copy.
             unframe(&mut self.body, start + 8);
             claimed = NOT_COMPRESSED;
@@ -236,6 +247,43 @@ impl BlockWriter {
         self.buffers.push(arrow_ipc::Buffer::new(start as i64, written as i64));
         self.body.resize(self.body.len().next_multiple_of(ALIGNMENT), 0);
     }
+
+    /// Adds bytes to a frame, in blocks.
+    fn gather(&mut self, mut part: &[u8], frame: &mut Frame) {
+        frame.length += part.len();
+        while !part.is_empty() {
+            if self.gathered.is_empty() && part.len() >= FRAME_BLOCK {
+                let (block, rest) = part.split_at(FRAME_BLOCK);
+                frame.stored += frame_block(block, &mut self.compressed, &mut self.body);
+                part = rest;
+                continue;
+            }
+            let (some, rest) = part.split_at(part.len().min(FRAME_BLOCK - self.gathered.len()));
+            self.gathered.extend_from_slice(some);
+            part = rest;
+            if self.gathered.len() == FRAME_BLOCK {
+                self.flush_gathered(frame);
+            }
+        }
+    }
+
+    /// Makes a block of what was gathered.
+    fn flush_gathered(&mut self, frame: &mut Frame) {
+        if !self.gathered.is_empty() {
+            frame.stored += frame_block(&self.gathered, &mut self.compressed, &mut self.body);
+            self.gathered.clear();
+        }
+    }
+}
+
+/// What a frame holds so far.
+struct Frame {
+    /// Bytes before compression.
+    length: usize,
+    /// Those of them that are stored as they are.
+    stored: usize,
+    /// Whether blocks were copied, which may have any length.
+    copied: bool,
 }
 
 /// Appends one block of a frame; returns how many of its bytes are stored as they are.
@@ -270,14 +318,14 @@ fn unframe(body: &mut Vec<u8>, start: usize) {
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read(message: &[u8], schema: &SchemaRef) -> Result<RecordBatch, String> {
+pub fn read(message: &Arc<Vec<u8>>, schema: &SchemaRef) -> Result<RecordBatch, String> {
     let header = message.get(4..8).and_then(|bytes| bytes.try_into().ok());
     let header = header.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize);
     let rest = message.get(8..).unwrap_or_default();
     let (header, body) = rest.split_at_checked(header).ok_or("its header is cut off")?;
-    let message = arrow_ipc::root_as_message(header).map_err(|error| error.to_string())?;
-    let batch = message.header_as_record_batch().ok_or("it is no record batch")?;
-    read_batch(batch, body, schema)
+    let root = arrow_ipc::root_as_message(header).map_err(|error| error.to_string())?;
+    let batch = root.header_as_record_batch().ok_or("it is no record batch")?;
+    read_columns(batch, body, schema, Some((message, message.len() - body.len())))
 }
 
 /// Reads the columns of `schema` that `batch` finds in `body`; nothing of `body` is kept.
@@ -289,6 +337,16 @@ pub fn read_batch(
     body: &[u8],
     schema: &SchemaRef,
 ) -> Result<RecordBatch, String> {
+    read_columns(batch, body, schema, None)
+}
+
+/// Reads columns; `message`, if it may be kept, holds `body` from a position on.
+fn read_columns(
+    batch: arrow_ipc::RecordBatch<'_>,
+    body: &[u8],
+    schema: &SchemaRef,
+    message: Option<(&Arc<Vec<u8>>, usize)>,
+) -> Result<RecordBatch, String> {
     let compressed = match batch.compression() {
         None => false,
         Some(how) if how.codec() == CompressionType::LZ4_FRAME => true,
@@ -296,7 +354,7 @@ pub fn read_batch(
     };
     let (nodes, buffers) =
         (batch.nodes().into_iter().flatten(), batch.buffers().into_iter().flatten());
-    let mut columns = Columns { nodes, buffers, body, compressed };
+    let mut columns = Columns { nodes, buffers, body, compressed, message };
     let mut arrays: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
     for field in schema.fields() {
         let array = columns.next(field.data_type());
@@ -328,6 +386,8 @@ struct Columns<'a, N, B> {
     buffers: B,
     body: &'a [u8],
     compressed: bool,
+    /// What `body` lies in, and where it begins there.
+    message: Option<(&'a Arc<Vec<u8>>, usize)>,
 }
 
 impl<'a, N, B> Columns<'a, N, B>
@@ -367,6 +427,7 @@ where
         let place = self.buffers.next().ok_or("it is missing")?;
         let range = usize::try_from(place.offset()).ok().zip(usize::try_from(place.length()).ok());
         let range = range.and_then(|(at, length)| Some(at..at.checked_add(length)?));
+        let at = range.as_ref().map_or(0, |range| range.start);
         let bytes = range.and_then(|range| self.body.get(range)).ok_or("it is cut off")?;
         if bytes.is_empty() || !self.compressed {
             return Ok(Buffer::from(bytes));
@@ -377,12 +438,26 @@ where
             return Ok(Buffer::from(frame));
         }
         let length = usize::try_from(length).ok().filter(|l| *l <= frame.len() * MAX_RATIO);
-        decompress(frame, length.ok_or("its length cannot be")?).map(Buffer::from_vec)
+        let length = length.ok_or("its length cannot be")?;
+        let mut blocks = Vec::new();
+        let bytes = Buffer::from_vec(decompress(frame, length, &mut blocks)?);
+        if let Some((message, body)) = self.message {
+            // Behind the length.
+            let frame_at = body + at + 8;
+            blocks.iter_mut().for_each(|(_, at)| *at += frame_at);
+            packed::remember(&bytes, message, blocks);
+        }
+        Ok(bytes)
     }
 }
 
-/// The `length` bytes that a frame holds.
-fn decompress(frame: &[u8], length: usize) -> Result<Vec<u8>, String> {
+/// The `length` bytes that a frame holds. Of a frame as they are written here also where each block
+/// begins, in these bytes and in the frame, and where the last one ends.
+fn decompress(
+    frame: &[u8],
+    length: usize,
+    blocks: &mut Vec<(usize, usize)>,
+) -> Result<Vec<u8>, String> {
     let Some(mut rest) = frame.strip_prefix(&FRAME_HEADER) else {
         let mut bytes = Vec::with_capacity(length);
         let frame = lz4_flex::frame::FrameDecoder::new(frame);
@@ -396,6 +471,7 @@ fn decompress(frame: &[u8], length: usize) -> Result<Vec<u8>, String> {
     let mut bytes = vec![0; length];
     let mut at = 0;
     loop {
+        blocks.push((at, frame.len() - rest.len()));
         let (word, after) = rest.split_first_chunk::<4>().ok_or("it is cut off")?;
         let word = u32::from_le_bytes(*word);
         if word == 0 {
@@ -421,8 +497,6 @@ fn decompress(frame: &[u8], length: usize) -> Result<Vec<u8>, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use arrow_array::builder::{BinaryBuilder, ListBuilder, StringBuilder, StructBuilder};
     use arrow_array::{TimestampMillisecondArray, UInt64Array};
     use arrow_ipc::reader::StreamReader;
@@ -493,7 +567,7 @@ mod tests {
             let message = writer.encode(&parts).unwrap();
             let ours = [message.header, message.body].concat();
             assert_eq!(message.rows, whole.num_rows());
-            assert_eq!(read(&ours, &schema).unwrap(), whole);
+            assert_eq!(read(&Arc::new(ours.clone()), &schema).unwrap(), whole);
 
             let options = IpcWriteOptions::default();
             let options = options.try_with_compression(Some(CompressionType::LZ4_FRAME)).unwrap();
@@ -502,7 +576,7 @@ mod tests {
             let begin = stream.get_ref().len();
             stream.write(&whole).unwrap();
             let theirs = stream.get_ref().clone();
-            assert_eq!(read(&theirs[begin..], &schema).unwrap(), whole);
+            assert_eq!(read(&Arc::new(theirs[begin..].to_vec()), &schema).unwrap(), whole);
 
             let swapped = [&theirs[..begin], &ours].concat();
             let mut back = StreamReader::try_new(&swapped[..], None).unwrap();
@@ -513,9 +587,39 @@ mod tests {
             for _ in 0..20 {
                 let at = random.usize(..bad.len());
                 bad[at] ^= 1 << random.u8(..8);
-                drop(read(&bad, &schema));
-                drop(read(&bad[..at], &schema));
+                drop(read(&Arc::new(bad.clone()), &schema));
+                drop(read(&Arc::new(bad[..at].to_vec()), &schema));
             }
         }
+    }
+
+    #[test]
+    fn what_was_read_is_written_again_without_being_compressed() {
+        let value =
+            |i: u32| format!("{i:>9} {}", "some text ".repeat(i as usize % 40)).into_bytes();
+        let values = arrow_array::BinaryArray::from_iter_values((0..20_000).map(value));
+        let rows = RecordBatch::try_from_iter([("value", Arc::new(values) as ArrayRef)]).unwrap();
+        let schema = rows.schema();
+        let mut writer = BlockWriter::default();
+        let message = writer.encode(std::slice::from_ref(&rows)).unwrap();
+        let read_rows = read(&Arc::new([message.header, message.body].concat()), &schema).unwrap();
+        // A gap, and what was cut apart: 7,000 rows lie together, then 9,000.
+        let cuts = [(100, 3_000), (3_100, 4_000), (9_000, 9_000)];
+        let parts = |rows: &RecordBatch| cuts.map(|(from, n)| rows.slice(from, n));
+        let (fresh, whole) = (parts(&rows), concat_batches(&schema, &parts(&rows)).unwrap());
+        let compressed = writer.encode(&fresh).unwrap().body.to_vec();
+        let message = writer.encode(&parts(&read_rows)).unwrap();
+        // Blocks begin elsewhere, so they are others; but none is lost or comes twice.
+        assert_ne!(message.body, compressed);
+        let ours = [message.header, message.body].concat();
+        assert_eq!(read(&Arc::new(ours.clone()), &schema).unwrap(), whole);
+        let mut stream = StreamWriter::try_new(Vec::new(), &schema).unwrap();
+        let begin = stream.get_ref().len();
+        stream.write(&whole).unwrap();
+        let stream = [&stream.get_ref()[..begin], &ours].concat();
+        assert_eq!(
+            StreamReader::try_new(&stream[..], None).unwrap().next().unwrap().unwrap(),
+            whole
+        );
     }
 }

@@ -321,7 +321,7 @@ impl ArrowFile {
         if crc32c::crc32c(&bytes) != block.crc32c {
             return Err(bad("its crc32c does not match"));
         }
-        arrow_block::read(&bytes, &self.schema).map_err(|detail| bad(&detail))
+        arrow_block::read(&Arc::new(bytes), &self.schema).map_err(|detail| bad(&detail))
     }
 }
 

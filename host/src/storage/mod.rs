@@ -17,6 +17,7 @@ mod head;
 mod machine;
 mod opening;
 mod stopper;
+mod packed;
 mod store;
 
 pub use arrow_block::{claimed_bytes, read_batch};

@@ -5,38 +5,44 @@
 //! when they made the same records, so runs are compared without reading their outputs.
 
 use arrow_array::{Array, BinaryArray};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::types::Records;
 
 /// A lane's hash chain after `records`, which begin where `chain` ended.
 ///
-/// Each record extends the chain by xxh3-64 (Collet) of its key and value, seeded by what came
-/// before and by timestamp, source and ordinal; null and empty differ. Cuts leave no trace.
-pub fn extend_chain(mut chain: u64, records: &Records) -> u64 {
-    for i in 0..records.len() {
-        let mut seed = mix(chain, records.timestamps[i].cast_unsigned());
-        if let Some(sources) = &records.sources {
-            seed = mix(seed, sources.offsets[i]);
-            let (input, partition) = (sources.inputs[i], sources.partitions[i]);
-            seed = mix(seed, (u64::from(input) << 32) | u64::from(partition));
-            seed = mix(seed, u64::from(sources.ordinals[i]));
-        }
-        seed = extend_column(seed, &records.keys, i);
-        seed = extend_column(seed, &records.values, i);
-        if let Some(headers) = &records.headers {
-            for (name, value) in headers.get(i) {
-                seed = xxh3_64_with_seed(name.as_bytes(), seed);
-                seed = value.map_or(mix(seed, 1), |v| xxh3_64_with_seed(v, seed));
-            }
-        }
-        chain = seed;
-    }
-    chain
+/// Each record extends the chain by a hash of its own: xxh3-64 (Collet) of key, value and headers, mixed
+/// with timestamp, source and ordinal; null and empty differ. Cuts leave no trace. Only the last step of a
+/// record waits for the record before it.
+pub fn extend_chain(chain: u64, records: &Records) -> u64 {
+    (0..records.len()).fold(chain, |chain, i| mix(chain, record_hash(records, i)))
 }
 
-fn extend_column(seed: u64, column: &BinaryArray, i: usize) -> u64 {
-    if column.is_null(i) { mix(seed, 1) } else { xxh3_64_with_seed(column.value(i), seed) }
+#[inline]
+fn record_hash(records: &Records, i: usize) -> u64 {
+    let mut hash = records.timestamps[i].cast_unsigned();
+    if let Some(sources) = &records.sources {
+        hash = mix(hash, sources.offsets[i]);
+        let (input, partition) = (sources.inputs[i], sources.partitions[i]);
+        hash = mix(hash, (u64::from(input) << 32) | u64::from(partition));
+        hash = mix(hash, u64::from(sources.ordinals[i]));
+    }
+    let (key, value) = (column_hash(&records.keys, i), column_hash(&records.values, i));
+    hash = mix(mix(hash, key), value);
+    if let Some(headers) = &records.headers {
+        for (name, value) in headers.get(i) {
+            hash = mix(hash, xxh3_64(name.as_bytes()));
+            hash = mix(hash, value.map_or(NULL, xxh3_64));
+        }
+    }
+    hash
+}
+
+/// Stands for the hash of what is null.
+const NULL: u64 = 1;
+
+fn column_hash(column: &BinaryArray, i: usize) -> u64 {
+    if column.is_null(i) { NULL } else { xxh3_64(column.value(i)) }
 }
 
 /// A cheap, order-sensitive combination of two numbers (the multiply-and-fold of wyhash, Wang Yi).

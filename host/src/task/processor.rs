@@ -221,6 +221,28 @@ impl StateAccess for CallState {
         Ok(())
     }
 
+    fn get_own(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        text: bool,
+        limit_bytes: u32,
+    ) -> Result<(Vec<u32>, BinaryArray), AccessError> {
+        let mut working = self.shared.working.write();
+        let (store, limit) = (store as usize, limit_bytes as usize);
+        Ok(self.overlay.lock().get_own(&mut working.stores, store, keys, text, limit))
+    }
+
+    fn put_own(
+        &mut self,
+        store: u32,
+        entries: Vec<u32>,
+        values: BinaryArray,
+    ) -> Result<(), AccessError> {
+        self.overlay.lock().put_own(store as usize, entries, values);
+        Ok(())
+    }
+
     fn scan(
         &mut self,
         store: u32,

@@ -13,7 +13,7 @@ wit_bindgen::generate!({
 });
 
 pub use anabranch::plugin::headers::HeaderColumn;
-pub use anabranch::plugin::state::Page;
+pub use anabranch::plugin::state::{OwnEntries, Page};
 pub use anabranch::plugin::types::{BytesColumn, Output, Rejection, Run};
 
 /// The real host, for a guest in its sandbox.
@@ -44,6 +44,14 @@ impl crate::host::Host for Imports {
 
     fn delete_many(&self, store: u32, keys: &BytesColumn) {
         anabranch::plugin::state::delete_many(store, keys);
+    }
+
+    fn get_own(&self, store: u32, _: &BytesColumn, _: bool) -> OwnEntries {
+        anabranch::plugin::state::get_own(store)
+    }
+
+    fn put_own(&self, store: u32, entries: &[u32], values: &BytesColumn) {
+        anabranch::plugin::state::put_own(store, entries, values);
     }
 
     fn scan(&self, store: u32, start: &[u8], end: Option<&[u8]>, limit: u32) -> Page {

@@ -4,7 +4,7 @@
 //! **Invariant:** a record ends either by `commit`, and what it did stays, or by `reject`, and nothing of
 //! it stays but the rejection.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, Ref, RefCell};
 use std::rc::Rc;
 
 use crate::bindings::{self, HeaderColumn, Rejection, Results};
@@ -92,7 +92,7 @@ impl Call {
 
     /// The index of the record at hand, if one is.
     #[inline]
-    pub(crate) fn index_or_none(&self) -> Option<usize> {
+    fn index_or_none(&self) -> Option<usize> {
         let index = self.index.get();
         (index != NO_RECORD).then_some(index as usize)
     }
@@ -106,10 +106,12 @@ impl Call {
         }
     }
 
-    /// The key of the record at hand and of those after it, in one column, and the first of them.
-    pub(crate) fn keys_from_here(&self) -> Option<(Rc<Input>, usize)> {
-        let input = self.input.borrow().clone()?;
-        Some((input, self.index_or_none()?))
+    /// The batch at hand and the index of the record at hand, if one is.
+    #[inline]
+    pub(crate) fn record(&self) -> Option<(Ref<'_, Input>, usize)> {
+        let index = self.index_or_none()?;
+        let input = Ref::filter_map(self.input.borrow(), |input| input.as_deref()).ok()?;
+        Some((input, index))
     }
 
     pub(crate) fn enter(&self, index: usize) {

@@ -7,9 +7,10 @@ use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-use crate::bindings::{BytesColumn, HeaderColumn, Page};
+use crate::bindings::{BytesColumn, HeaderColumn, OwnEntries, Page};
 
-/// What the host offers, as the imports of `wit/` define it.
+/// What the host offers, as the imports of `wit/` define it. The real one knows the `keys` of the batch at
+/// hand and whether those of a store are `text`; others are told.
 #[allow(missing_docs)]
 pub trait Host {
     fn headers(&self) -> Option<HeaderColumn>;
@@ -18,6 +19,8 @@ pub trait Host {
     fn get_many(&self, store: u32, keys: &BytesColumn) -> BytesColumn;
     fn put_many(&self, store: u32, keys: &BytesColumn, values: &BytesColumn);
     fn delete_many(&self, store: u32, keys: &BytesColumn);
+    fn get_own(&self, store: u32, keys: &BytesColumn, text: bool) -> OwnEntries;
+    fn put_own(&self, store: u32, entries: &[u32], values: &BytesColumn);
     fn scan(&self, store: u32, start: &[u8], end: Option<&[u8]>, limit: u32) -> Page;
     fn time_before_batch(&self) -> Option<i64>;
     fn seed(&self) -> u64;

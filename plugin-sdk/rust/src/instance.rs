@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::bindings::{self, BytesColumn, HeaderColumn, Page, Results};
+use crate::bindings::{self, BytesColumn, HeaderColumn, OwnEntries, Page, Results};
 use crate::call::Call;
 use crate::host::{self, Host};
 use crate::{Batch, Level, Plugin, Setup};
@@ -108,6 +108,14 @@ impl Host for NoHost {
     }
 
     fn delete_many(&self, _: u32, _: &BytesColumn) {
+        panic!("{NOTHING}")
+    }
+
+    fn get_own(&self, _: u32, _: &BytesColumn, _: bool) -> OwnEntries {
+        panic!("{NOTHING}")
+    }
+
+    fn put_own(&self, _: u32, _: &[u32], _: &BytesColumn) {
         panic!("{NOTHING}")
     }
 

@@ -22,10 +22,15 @@ pub trait Key: Sized {
 
     /// The key whose parts come next.
     fn decode(parts: &mut Reader<'_>) -> Result<Self>;
+
+    /// The text or bytes of a key that is nothing else, as the key of a record may be.
+    fn single<'a>(_: Self::Ref<'a>) -> Option<&'a [u8]> {
+        None
+    }
 }
 
 macro_rules! part_key {
-    ($type:ty, $reference:ty, $variant:ident, $push:ident, |$value:ident| $owned:expr) => {
+    ($type:ty, $reference:ty, $variant:ident, $push:ident, |$value:ident| $owned:expr $(, $single:item)?) => {
         impl Key for $type {
             type Ref<'a> = $reference;
 
@@ -46,11 +51,33 @@ macro_rules! part_key {
                     ))),
                 }
             }
+
+            $($single)?
         }
     };
 }
-part_key!(String, &'a str, Utf8, push_utf8, |text| text.into_owned());
-part_key!(Vec<u8>, &'a [u8], Bytes, push_bytes, |bytes| bytes.into_owned());
+part_key!(
+    String,
+    &'a str,
+    Utf8,
+    push_utf8,
+    |text| text.into_owned(),
+    #[inline]
+    fn single<'k>(key: Self::Ref<'k>) -> Option<&'k [u8]> {
+        Some(key.as_bytes())
+    }
+);
+part_key!(
+    Vec<u8>,
+    &'a [u8],
+    Bytes,
+    push_bytes,
+    |bytes| bytes.into_owned(),
+    #[inline]
+    fn single<'k>(key: Self::Ref<'k>) -> Option<&'k [u8]> {
+        Some(key)
+    }
+);
 part_key!(i64, i64, I64, push_i64, |number| number);
 part_key!(f64, f64, F64, push_f64, |number| number);
 part_key!(bool, bool, Bool, push_bool, |value| value);

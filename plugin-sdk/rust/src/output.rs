@@ -9,9 +9,12 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::rc::Rc;
 
+use serde::Serialize;
+
 use crate::bindings::{self, HeaderColumn};
 use crate::call::Call;
 use crate::column::ColumnBuilder;
+use crate::format::write_json;
 use crate::host::Host;
 use crate::{Batch, Error, Format, Record, Result};
 
@@ -86,6 +89,16 @@ impl<K: Format, V: Format> Output<K, V> {
             |out| K::encode(key, out),
             |out| V::encode(value, out),
             options,
+        )
+    }
+
+    /// Sends a value as JSON, whatever the output's type of values: one that borrows from the record, say.
+    pub fn send_json<T: Serialize + ?Sized>(&self, key: K::Ref<'_>, value: &T) -> Result<()> {
+        self.buffer.borrow_mut().push(
+            &self.call,
+            |out| K::encode(key, out),
+            |out| write_json(value, out),
+            &Options::default(),
         )
     }
 

@@ -52,10 +52,11 @@ impl Setup {
         self.check_new("store", name, Self::stores_of);
         let mut types = Vec::new();
         K::part_types(&mut types);
-        let types: Vec<_> = types.iter().map(|t| t.as_str()).collect();
-        let store = json!({"name": name, "version": version, "key": types, "value": V::NAME});
+        let key: Vec<_> = types.iter().map(|t| t.as_str()).collect();
+        let store = json!({"name": name, "version": version, "key": key, "value": V::NAME});
         self.stores.push(store);
-        let cache = Rc::new(RefCell::new(StoreCache::new(name, Rc::clone(&self.call.host))));
+        let cache = StoreCache::new(name, &types, Rc::clone(&self.call.host));
+        let cache = Rc::new(RefCell::new(cache));
         self.call.stores.borrow_mut().push(Rc::clone(&cache));
         Store::new(cache, Rc::clone(&self.call))
     }

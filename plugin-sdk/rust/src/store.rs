@@ -3,7 +3,7 @@
 //! **Invariant:** a store remembers nothing that the host does not: what `get` gives was decoded from the
 //! bytes that `put` wrote.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::marker::PhantomData;
 use std::ops::{Bound, RangeBounds};
 use std::rc::Rc;
@@ -32,10 +32,8 @@ impl<K: Key, V: Format> Store<K, V> {
 
     /// The value of `key`, if there is one.
     pub fn get(&self, key: K::Ref<'_>) -> Result<Option<V::Owned>> {
-        self.with_key(key, |key, cache| {
-            let slot = cache.find(key, &self.call)?;
-            cache.value(slot, V::decode).transpose()
-        })
+        let (cache, slot) = self.find(key)?;
+        cache.value(slot, V::decode).transpose()
     }
 
     /// Sets the value of `key`.
@@ -43,7 +41,7 @@ impl<K: Key, V: Format> Store<K, V> {
         let mut bytes = self.call.scratch.take();
         let present = V::encode(value, &mut bytes)?;
         let value = present.then_some(bytes.as_slice());
-        self.with_key(key, |key, cache| cache.set(key, value, &self.call))?;
+        self.set(key, value)?;
         bytes.clear();
         self.call.scratch.set(bytes);
         Ok(())
@@ -51,7 +49,7 @@ impl<K: Key, V: Format> Store<K, V> {
 
     /// Removes `key`, if it is there.
     pub fn delete(&self, key: K::Ref<'_>) -> Result<()> {
-        self.with_key(key, |key, cache| cache.set(key, None, &self.call))
+        self.set(key, None)
     }
 
     /// Changes the value of `key`, from its default if there is none, and returns the new one.
@@ -59,12 +57,9 @@ impl<K: Key, V: Format> Store<K, V> {
     where
         V::Owned: Default,
     {
-        self.call.check_input()?;
-        let (slot, value) = self.with_key(key, |key, cache| {
-            let slot = cache.find(key, &self.call)?;
-            Ok((slot, cache.value(slot, V::decode).transpose()?))
-        })?;
-        let mut value = value.unwrap_or_default();
+        let (cache, slot) = self.find(key)?;
+        let mut value = cache.value(slot, V::decode).transpose()?.unwrap_or_default();
+        drop(cache);
         // May use the store itself.
         change(&mut value);
         let mut bytes = self.call.scratch.take();
@@ -117,19 +112,43 @@ impl<K: Key, V: Format> Store<K, V> {
         }
     }
 
-    fn with_key<R>(
-        &self,
-        key: K::Ref<'_>,
-        then: impl FnOnce(&[u8], &mut StoreCache) -> Result<R>,
-    ) -> Result<R> {
-        let cache = &mut *self.cache.borrow_mut();
-        let mut bytes = std::mem::take(&mut cache.scratch);
-        K::encode(key, &mut bytes);
-        let done = then(&bytes, cache);
-        bytes.clear();
-        cache.scratch = bytes;
-        done
+    /// The cache, and where in it `key` is, its value known.
+    #[inline]
+    fn find(&self, key: K::Ref<'_>) -> Result<(RefMut<'_, StoreCache>, usize)> {
+        let mut cache = self.cache.borrow_mut();
+        let own = K::single(key).map(|key| cache.find_own(key, &self.call)).transpose()?.flatten();
+        let slot = match own {
+            Some(slot) => slot,
+            None => {
+                with_encoded::<K, _>(&mut cache, key, |key, cache| cache.find(key, &self.call))?
+            }
+        };
+        Ok((cache, slot))
     }
+
+    fn set(&self, key: K::Ref<'_>, value: Option<&[u8]>) -> Result<()> {
+        let cache = &mut *self.cache.borrow_mut();
+        match K::single(key).map(|key| cache.find_own(key, &self.call)).transpose()?.flatten() {
+            Some(slot) => cache.set_at(slot, value),
+            None => {
+                with_encoded::<K, _>(cache, key, |key, cache| cache.set(key, value, &self.call))?
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_encoded<K: Key, R>(
+    cache: &mut StoreCache,
+    key: K::Ref<'_>,
+    then: impl FnOnce(&[u8], &mut StoreCache) -> R,
+) -> R {
+    let mut bytes = std::mem::take(&mut cache.scratch);
+    K::encode(key, &mut bytes);
+    let done = then(&bytes, cache);
+    bytes.clear();
+    cache.scratch = bytes;
+    done
 }
 
 /// Entries of a scan. They are fetched a page at a time, each as the store is then.

@@ -1,9 +1,8 @@
 //! The cache of one store: what the plugin has read and written, as bytes.
 //!
-//! Reads come from the cache, or from the host in one crossing for all keys of the batch as soon as the
-//! plugin is seen to look up its records' own keys. Writes stay until the end of the call (or a scan).
-//! Small keys and values lie in the entries themselves, and a batch's own keys leave with it unless they
-//! are few: what is read next then still lies in the processor's caches.
+//! Where a plugin looks up its records' own keys, the host finds the entries of the whole batch in one
+//! crossing and numbers them: no key is encoded, hashed or moved here, and writes go back by number. Other
+//! keys are looked up one by one and kept. Writes stay until the end of the call (or a scan).
 //!
 //! **Invariant:** after `undo_record` the store reads as before the record. **Invariant:** what is in the
 //! cache is what the host would answer: values are kept encoded, so nothing survives in memory that
@@ -12,9 +11,10 @@
 use std::hash::BuildHasher;
 use std::rc::Rc;
 
+use anabranch_key::PartType;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use crate::bindings::Page;
+use crate::bindings::{BytesColumn, OwnEntries, Page};
 use crate::call::Call;
 use crate::column::{Column, ColumnBuilder};
 use crate::host::Host;
@@ -23,8 +23,6 @@ use crate::{Error, Result};
 /// The cache is dropped after a call that leaves more than this in it.
 const MAX_ENTRIES: usize = 1 << 17;
 const MAX_BYTES: usize = 32 << 20;
-/// The same after a call whose keys were fetched together: the next one's will be, too.
-const MAX_PREFETCHED: usize = 1 << 10;
 
 /// Entries that a scan asks for at once.
 const SCAN_ENTRIES: u32 = 1024;
@@ -106,11 +104,25 @@ impl Known {
     }
 }
 
+/// What an entry belongs to.
+enum EntryKey {
+    /// The batch's own key of this number.
+    Own(u32),
+    /// This one, encoded.
+    Encoded(Bytes),
+}
+
 struct Entry {
-    key: Bytes,
+    key: EntryKey,
     value: Known,
     /// Whether the host does not have this value yet.
     dirty: bool,
+}
+
+impl Entry {
+    fn is(&self, key: &Bytes) -> bool {
+        matches!(&self.key, EntryKey::Encoded(own) if own == key)
+    }
 }
 
 /// How an entry was before the record at hand changed it.
@@ -120,32 +132,26 @@ struct Undo {
     dirty: bool,
 }
 
-/// How store keys follow from record keys.
-#[derive(Clone, Copy)]
-enum KeyShape {
-    Utf8,
-    Bytes,
+/// The entries of the batch's own keys.
+struct Own {
+    /// The slot of each record's key, or [`NO_SLOT`].
+    slots: Vec<u32>,
+    /// Whether they are in the table, too, because other keys were looked up.
+    hashed: bool,
 }
 
-impl KeyShape {
-    fn encode(self, record_key: &[u8], out: &mut Vec<u8>) -> bool {
-        match self {
-            Self::Bytes => anabranch_key::push_bytes(out, record_key),
-            Self::Utf8 => match std::str::from_utf8(record_key) {
-                Ok(text) => anabranch_key::push_utf8(out, text),
-                Err(_) => return false,
-            },
-        }
-        true
-    }
-}
+/// Stands for a record whose key cannot be one of the store.
+const NO_SLOT: u32 = u32::MAX;
 
 pub(crate) struct StoreCache {
     name: String,
     host: Rc<dyn Host>,
+    /// How records' keys are written where they can be keys of the store.
+    own_form: Option<PartType>,
     /// The store's number in the host, once opened.
     number: Option<u32>,
     hasher: DefaultHashBuilder,
+    /// The slots of entries with encoded keys.
     slots: HashTable<usize>,
     entries: Vec<Entry>,
     /// Bytes of keys and values in `entries`.
@@ -157,21 +163,21 @@ pub(crate) struct StoreCache {
     flushed_in_record: bool,
     /// An empty vector that need not grow, for the key at hand.
     pub(crate) scratch: Vec<u8>,
-    /// Known once the plugin looked up a record's own key.
-    shape: Option<KeyShape>,
-    /// The slots of the batch's own keys once they were fetched, from record `prefetched_from` on.
-    prefetched: Option<Vec<u32>>,
-    prefetched_from: usize,
+    /// Known once the plugin looked up a record's own key in this call.
+    own: Option<Own>,
 }
 
-/// Stands for a record whose key cannot be one of the store.
-const NO_SLOT: u32 = u32::MAX;
-
 impl StoreCache {
-    pub(crate) fn new(name: &str, host: Rc<dyn Host>) -> Self {
+    /// The cache of a store whose keys have these parts.
+    pub(crate) fn new(name: &str, parts: &[PartType], host: Rc<dyn Host>) -> Self {
+        let own_form = match *parts {
+            [form @ (PartType::Utf8 | PartType::Bytes)] => Some(form),
+            _ => None,
+        };
         Self {
             name: name.to_owned(),
             host,
+            own_form,
             number: None,
             hasher: DefaultHashBuilder::default(),
             slots: HashTable::new(),
@@ -181,17 +187,31 @@ impl StoreCache {
             undo: Vec::new(),
             flushed_in_record: false,
             scratch: Vec::new(),
-            shape: None,
-            prefetched: None,
-            prefetched_from: 0,
+            own: None,
         }
     }
 
-    /// Where `key` is, its value known; it stays there until the call ends.
+    /// Where `key` is, unencoded, if it is the own key of the record at hand; its value is known then.
+    #[inline]
+    pub(crate) fn find_own(&mut self, key: &[u8], call: &Call) -> Result<Option<usize>> {
+        let Some((input, index)) = call.record() else { return Ok(None) };
+        let own = Column::new(&input.batch.keys).get(index);
+        if !own.is_some_and(|own| std::ptr::eq(own, key) || own == key) {
+            return Ok(None);
+        }
+        if self.own.is_none() {
+            self.fetch_own(&input.batch.keys)?;
+        }
+        let slot = self.own.as_ref().map_or(NO_SLOT, |own| own.slots[index]);
+        Ok((slot != NO_SLOT).then_some(slot as usize))
+    }
+
+    /// Where an encoded `key` is, its value known; it stays there until the call ends.
     pub(crate) fn find(&mut self, key: &[u8], call: &Call) -> Result<usize> {
-        let slot = self.slot(Bytes::new(key), call.index_or_none());
+        let slot = self.slot(Bytes::new(key), call)?;
         if self.entries[slot].value.is_nothing() {
-            self.fetch(slot, call)?;
+            let number = self.number()?;
+            self.ask(number, slot);
         }
         Ok(slot)
     }
@@ -206,8 +226,7 @@ impl StoreCache {
 
     /// Sets the value of `key`; `None` deletes it.
     pub(crate) fn set(&mut self, key: &[u8], value: Option<&[u8]>, call: &Call) -> Result<()> {
-        call.check_input()?;
-        let slot = self.slot(Bytes::new(key), call.index_or_none());
+        let slot = self.slot(Bytes::new(key), call)?;
         self.set_at(slot, value);
         Ok(())
     }
@@ -268,8 +287,10 @@ impl StoreCache {
             let number = self.number().unwrap_or_else(|error| panic!("{error}"));
             self.flush(number);
         }
-        let most = if self.prefetched.take().is_some() { MAX_PREFETCHED } else { MAX_ENTRIES };
-        if self.entries.len() > most || self.size_bytes > MAX_BYTES {
+        if self.own.take().is_some()
+            || self.entries.len() > MAX_ENTRIES
+            || self.size_bytes > MAX_BYTES
+        {
             self.slots.clear();
             self.entries.clear();
             self.size_bytes = 0;
@@ -287,84 +308,112 @@ impl StoreCache {
         Ok(number)
     }
 
-    /// The slot of `key`, new if need be; mostly it is the own key of the record at hand.
-    fn slot(&mut self, key: Bytes, record: Option<usize>) -> usize {
-        if let (Some(slots), Some(record)) = (&self.prefetched, record) {
-            let own = record.checked_sub(self.prefetched_from).and_then(|i| slots.get(i));
-            let entry = own.and_then(|&slot| self.entries.get(slot as usize));
-            if let (Some(&slot), Some(entry)) = (own, entry)
-                && entry.key == key
-            {
-                return slot as usize;
-            }
+    /// The slot of an encoded key, new if need be.
+    fn slot(&mut self, key: Bytes, call: &Call) -> Result<usize> {
+        let input = call.input()?;
+        if self.own.as_ref().is_some_and(|own| !own.hashed) {
+            self.hash_own(&input.batch.keys);
         }
+        Ok(self.encoded_slot(key))
+    }
+
+    fn encoded_slot(&mut self, key: Bytes) -> usize {
         let hash = self.hasher.hash_one(&key);
         let entries = &self.entries;
-        if let Some(&slot) = self.slots.find(hash, |&slot| entries[slot].key == key) {
+        if let Some(&slot) = self.slots.find(hash, |&slot| entries[slot].is(&key)) {
             return slot;
         }
         let slot = self.entries.len();
         self.size_bytes += key.len();
+        let key = EntryKey::Encoded(key);
         self.entries.push(Entry { key, value: Known::Nothing, dirty: false });
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        self.slots.insert_unique(hash, slot, |&slot| hasher.hash_one(&entries[slot].key));
+        self.insert(hash, slot);
         slot
     }
 
-    /// Asks the host for `slot`, and with it for the keys of all records to come if that is what the
-    /// plugin looks up.
-    fn fetch(&mut self, slot: usize, call: &Call) -> Result<()> {
-        let (input, here) =
-            call.keys_from_here().map_or((call.input()?, None), |(i, h)| (i, Some(h)));
+    fn insert(&mut self, hash: u64, slot: usize) {
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        self.slots.insert_unique(hash, slot, |&slot| match &entries[slot].key {
+            EntryKey::Encoded(key) => hasher.hash_one(key),
+            EntryKey::Own(_) => unreachable!("only encoded keys are in the table"),
+        });
+    }
+
+    /// Has the host find the entries of the batch's own keys.
+    fn fetch_own(&mut self, keys: &BytesColumn) -> Result<()> {
+        let Some(form) = self.own_form else { return Ok(()) };
         let number = self.number()?;
-        let mut wanted = vec![slot];
-        let keys = Column::new(&input.batch.keys);
-        if self.shape.is_none() {
-            let own = here.and_then(|here| keys.get(here));
-            self.shape = own.and_then(|own| {
-                let mut encoded = Vec::new();
-                [KeyShape::Utf8, KeyShape::Bytes].into_iter().find(|shape| {
-                    encoded.clear();
-                    shape.encode(own, &mut encoded)
-                        && Bytes::new(&encoded) == self.entries[slot].key
-                })
-            });
-        }
-        if let Some((shape, here)) = self.shape.zip(here).filter(|_| self.prefetched.is_none()) {
-            let known = self.entries.len();
-            let mut slots = Vec::with_capacity(keys.len() - here);
-            let mut encoded = Vec::new();
-            for i in here..keys.len() {
-                encoded.clear();
-                let fits = keys.get(i).is_some_and(|key| shape.encode(key, &mut encoded));
-                slots.push(match fits {
-                    true => self.slot(Bytes::new(&encoded), None) as u32,
-                    false => NO_SLOT,
-                });
+        let OwnEntries { entries: mut slots, values } =
+            self.host.get_own(number, keys, form == PartType::Utf8);
+        let values = Column::new(&values);
+        assert_eq!(slots.len(), keys.ends.len() - 1, "the host answered for another batch");
+        let hashed = !self.entries.is_empty();
+        if hashed {
+            // Some of the batch's keys may have entries already, which are newer than the host's.
+            let mut slot_of = Vec::with_capacity(values.len());
+            for (record, entry) in slots.iter_mut().enumerate().filter(|(_, e)| **e != NO_SLOT) {
+                if *entry as usize == slot_of.len() {
+                    let slot = self.encoded_slot(own_key(keys, record, form));
+                    if self.entries[slot].value.is_nothing() {
+                        self.fill(slot, values.get(*entry as usize));
+                    }
+                    slot_of.push(slot as u32);
+                }
+                *entry = slot_of[*entry as usize];
             }
-            (self.prefetched, self.prefetched_from) = (Some(slots), here);
-            // Slots made just now are the keys not seen before; older ones may still be unasked.
-            wanted.extend(known..self.entries.len());
+        } else {
+            for (number, value) in values.iter().enumerate() {
+                let key = EntryKey::Own(number as u32);
+                self.entries.push(Entry { key, value: Known::Nothing, dirty: false });
+                self.fill(number, value);
+            }
         }
-        self.ask(number, &wanted);
+        self.own = Some(Own { slots, hashed });
         Ok(())
     }
 
-    /// Fills `wanted` from the host, in one crossing.
-    fn ask(&mut self, number: u32, wanted: &[usize]) {
-        let values = self.host.get_many(number, &self.keys_of(wanted));
-        let values = Column::new(&values);
-        assert_eq!(values.len(), wanted.len(), "the host answered for other keys than asked");
-        for (i, &slot) in wanted.iter().enumerate() {
-            let value = Known::new(values.get(i));
-            self.size_bytes += value.size_bytes();
-            self.entries[slot].value = value;
+    /// Gives the entries of the batch's own keys their keys, because another key may be one of them.
+    fn hash_own(&mut self, keys: &BytesColumn) {
+        let (Some(mut own), Some(form)) = (self.own.take(), self.own_form) else { return };
+        own.hashed = true;
+        let mut next = 0;
+        for (record, &slot) in own.slots.iter().enumerate() {
+            // They were numbered in the order of the records that have them first.
+            if slot as usize == next {
+                let key = own_key(keys, record, form);
+                let hash = self.hasher.hash_one(&key);
+                self.size_bytes += key.len();
+                self.entries[next].key = EntryKey::Encoded(key);
+                self.insert(hash, next);
+                next += 1;
+            }
         }
+        self.own = Some(own);
     }
 
-    fn keys_of(&self, slots: &[usize]) -> crate::bindings::BytesColumn {
+    /// What the host says of the value at a slot.
+    fn fill(&mut self, slot: usize, value: Option<&[u8]>) {
+        let value = Known::new(value);
+        self.size_bytes += value.size_bytes();
+        self.entries[slot].value = value;
+    }
+
+    /// Asks the host for an entry with an encoded key.
+    fn ask(&mut self, number: u32, slot: usize) {
+        let values = self.host.get_many(number, &self.keys_of(&[slot]));
+        let values = Column::new(&values);
+        assert_eq!(values.len(), 1, "the host answered for other keys than asked");
+        self.fill(slot, values.get(0));
+    }
+
+    /// The keys of entries that are not the batch's own.
+    fn keys_of(&self, slots: &[usize]) -> BytesColumn {
         let mut keys = ColumnBuilder::with_capacity(slots.len(), 16 * slots.len());
-        slots.iter().for_each(|&slot| self.entries[slot].key.push_to(&mut keys));
+        for &slot in slots {
+            if let EntryKey::Encoded(key) = &self.entries[slot].key {
+                key.push_to(&mut keys);
+            }
+        }
         keys.finish()
     }
 
@@ -386,22 +435,38 @@ impl StoreCache {
 
     fn flush(&mut self, number: u32) {
         let rows = self.dirty.len();
-        let mut keys = ColumnBuilder::with_capacity(rows, 16 * rows);
-        let mut values = ColumnBuilder::with_capacity(rows, 16 * rows);
+        let mut keys = ColumnBuilder::default();
+        let mut values = ColumnBuilder::default();
         let mut deleted = ColumnBuilder::default();
+        let mut own = Vec::new();
+        let mut own_values = ColumnBuilder::default();
+        if self.own.as_ref().is_some_and(|own| !own.hashed) {
+            own.reserve(rows);
+            own_values = ColumnBuilder::with_capacity(rows, 16 * rows);
+        }
         for slot in self.dirty.drain(..) {
             let entry = &mut self.entries[slot];
             if !std::mem::take(&mut entry.dirty) {
                 continue;
             }
-            match &entry.value {
-                Known::Value(bytes) => {
-                    entry.key.push_to(&mut keys);
+            match (&entry.key, &entry.value) {
+                (_, Known::Nothing) => {}
+                (EntryKey::Own(number), value) => {
+                    own.push(*number);
+                    match value {
+                        Known::Value(bytes) => bytes.push_to(&mut own_values),
+                        _ => own_values.push(None),
+                    }
+                }
+                (EntryKey::Encoded(key), Known::Value(bytes)) => {
+                    key.push_to(&mut keys);
                     bytes.push_to(&mut values);
                 }
-                Known::Absent => entry.key.push_to(&mut deleted),
-                Known::Nothing => {}
+                (EntryKey::Encoded(key), Known::Absent) => key.push_to(&mut deleted),
             }
+        }
+        if !own.is_empty() {
+            self.host.put_own(number, &own, &own_values.finish());
         }
         if keys.len() > 0 {
             self.host.put_many(number, &keys.finish(), &values.finish());
@@ -410,4 +475,15 @@ impl StoreCache {
             self.host.delete_many(number, &deleted.finish());
         }
     }
+}
+
+/// The key of a record, as the store has it.
+fn own_key(keys: &BytesColumn, record: usize, form: PartType) -> Bytes {
+    let key = Column::new(keys).get(record).unwrap_or_default();
+    let mut encoded = Vec::with_capacity(key.len() + 2);
+    match (form, std::str::from_utf8(key)) {
+        (PartType::Utf8, Ok(text)) => anabranch_key::push_utf8(&mut encoded, text),
+        _ => anabranch_key::push_bytes(&mut encoded, key),
+    }
+    Bytes::new(&encoded)
 }

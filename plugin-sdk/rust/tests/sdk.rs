@@ -39,6 +39,9 @@ impl Plugin for Everything {
         self.seen.add(1);
         let (key, command) = (record.key_str()?, record.text()?);
         let time = record.stream_time();
+        if command.contains("early-other") {
+            self.add_to_another(key)?;
+        }
         if command.contains("delete") {
             self.by_key.delete(key)?;
         } else {
@@ -46,6 +49,9 @@ impl Plugin for Everything {
                 sum.count += 1;
                 sum.total += record.random().next_f64();
             })?;
+        }
+        if command.contains("late-other") {
+            self.add_to_another(key)?;
         }
         let event = (key, record.offset() as i64 % 5);
         if command.contains("blind") {
@@ -63,6 +69,12 @@ impl Plugin for Everything {
                 self.events.put((key, number), &format!("{text}."))?;
             }
             self.events.delete((key, 4))?;
+            let counts: Result<Vec<_>> = self
+                .by_key
+                .scan(..)
+                .map(|entry| entry.map(|(key, sum)| (key, sum.count)))
+                .collect();
+            self.out.send(Some(key), &format!("{:?}", counts?))?;
             let all: Result<Vec<_>> = self.events.scan(("b", i64::MIN)..("d", 0)).collect();
             self.out.send(None, &format!("{} from b to d at {time}", all?.len()))?;
         }
@@ -82,6 +94,18 @@ impl Plugin for Everything {
     }
 }
 
+impl Everything {
+    /// Counts under a key that is not the record's, but may be that of others.
+    fn add_to_another(&self, key: &str) -> Result<()> {
+        let other = if key == "a" { "b" } else { "a" };
+        match self.by_key.get(other)? {
+            Some(sum) if sum.count > 20 => self.by_key.delete(other),
+            Some(sum) => self.by_key.put(other, &Sum { count: sum.count + 10, ..sum }),
+            None => Ok(()),
+        }
+    }
+}
+
 plugin!(Everything);
 
 /// A record to come: key, command, time and partition.
@@ -89,7 +113,7 @@ type Command = (&'static str, String, i64, u32);
 
 fn commands(seed: u64, count: usize, panics: bool) -> Vec<Command> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let words = ["delete", "blind", "scan", "fail", "log", "panic"];
+    let words = ["delete", "blind", "scan", "fail", "early-other", "late-other", "log", "panic"];
     let words = &words[..words.len() - usize::from(!panics)];
     (0..count)
         .map(|_| {

@@ -35,6 +35,25 @@ impl StateAccess for Shared {
         self.0.lock().unwrap().delete_many(store, keys)
     }
 
+    fn get_own(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        text: bool,
+        limit_bytes: u32,
+    ) -> Result<(Vec<u32>, BinaryArray), AccessError> {
+        self.0.lock().unwrap().get_own(store, keys, text, limit_bytes)
+    }
+
+    fn put_own(
+        &mut self,
+        store: u32,
+        entries: Vec<u32>,
+        values: BinaryArray,
+    ) -> Result<(), AccessError> {
+        self.0.lock().unwrap().put_own(store, entries, values)
+    }
+
     fn scan(
         &mut self,
         store: u32,

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
+use anabranch_key::{Part, encode};
 use arrow_array::BinaryArray;
 use serde_json::Value;
 
@@ -76,6 +77,8 @@ pub fn input(records: Records) -> Input {
 #[derive(Default)]
 pub struct MemoryState {
     pub stores: BTreeMap<u32, BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// The keys of the batch at hand, in the order of their numbers.
+    pub own: Vec<Vec<u8>>,
     pub broken: bool,
 }
 
@@ -122,6 +125,49 @@ impl StateAccess for MemoryState {
         self.check()?;
         let store = self.stores.entry(store).or_default();
         keys.iter().for_each(|key| drop(store.remove(key.unwrap())));
+        Ok(())
+    }
+
+    fn get_own(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        text: bool,
+        limit_bytes: u32,
+    ) -> Result<(Vec<u32>, BinaryArray), AccessError> {
+        self.own.clear();
+        let number = |key: Option<&[u8]>| {
+            let key = match key {
+                Some(key) if text => encode(&[Part::Utf8(std::str::from_utf8(key).ok()?.into())]),
+                Some(key) => encode(&[Part::Bytes(key.into())]),
+                None => return None,
+            };
+            let known = self.own.iter().position(|own| *own == key);
+            Some(known.unwrap_or_else(|| {
+                self.own.push(key);
+                self.own.len() - 1
+            }) as u32)
+        };
+        let numbers = keys.iter().map(number).map(|n| n.unwrap_or(u32::MAX)).collect();
+        let own: BinaryArray = self.own.iter().map(Some).collect();
+        Ok((numbers, self.get_many(store, &own, limit_bytes)?))
+    }
+
+    fn put_own(
+        &mut self,
+        store: u32,
+        entries: Vec<u32>,
+        values: BinaryArray,
+    ) -> Result<(), AccessError> {
+        self.check()?;
+        let store = self.stores.entry(store).or_default();
+        for (&entry, value) in entries.iter().zip(&values) {
+            let key = self.own[entry as usize].clone();
+            match value {
+                Some(value) => drop(store.insert(key, value.to_vec())),
+                None => drop(store.remove(&key)),
+            }
+        }
         Ok(())
     }
 

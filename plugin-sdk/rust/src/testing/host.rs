@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::Level;
-use crate::bindings::{BytesColumn, HeaderColumn, Page};
+use crate::bindings::{BytesColumn, HeaderColumn, OwnEntries, Page};
 use crate::column::{Column, ColumnBuilder};
 use crate::host::Host;
 
@@ -49,6 +49,8 @@ pub(crate) struct Overlay {
     gauges: Vec<(String, f64)>,
     /// Host calls, for tests of batching.
     pub(crate) reads: usize,
+    /// The batch's own keys, as a store numbered them.
+    own: BTreeMap<u32, Vec<Bytes>>,
 }
 
 impl World {
@@ -142,6 +144,45 @@ impl Host for TestHost {
         let keys = Column::new(keys);
         for i in 0..keys.len() {
             world.call.changes.insert((store as usize, present(keys, i).to_vec()), None);
+        }
+    }
+
+    fn get_own(&self, store: u32, keys: &BytesColumn, text: bool) -> OwnEntries {
+        let mut world = self.world.borrow_mut();
+        world.call.reads += 1;
+        let (mut numbers, mut own) = (BTreeMap::new(), Vec::new());
+        let mut number = |key: Option<&[u8]>| {
+            let mut encoded = Vec::new();
+            match (key, text) {
+                (None, _) => return u32::MAX,
+                (Some(key), false) => anabranch_key::push_bytes(&mut encoded, key),
+                (Some(key), true) => match std::str::from_utf8(key) {
+                    Ok(text) => anabranch_key::push_utf8(&mut encoded, text),
+                    Err(_) => return u32::MAX,
+                },
+            }
+            *numbers.entry(encoded.clone()).or_insert_with(|| {
+                own.push(encoded);
+                own.len() as u32 - 1
+            })
+        };
+        let entries = Column::new(keys).iter().map(&mut number).collect();
+        let mut values = ColumnBuilder::default();
+        own.iter().for_each(|key| values.push(world.get(store as usize, key)));
+        world.call.own.insert(store, own);
+        OwnEntries { entries, values: values.finish() }
+    }
+
+    fn put_own(&self, store: u32, entries: &[u32], values: &BytesColumn) {
+        let mut world = self.world.borrow_mut();
+        assert_eq!(
+            entries.len(),
+            Column::new(values).len(),
+            "put-own of other values than entries"
+        );
+        for (&entry, value) in entries.iter().zip(Column::new(values).iter()) {
+            let key = world.call.own[&store][entry as usize].clone();
+            world.call.changes.insert((store as usize, key), value.map(<[u8]>::to_vec));
         }
     }
 

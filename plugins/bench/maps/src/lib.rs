@@ -77,7 +77,7 @@ impl Plugin for Maps {
             Job::JsonMap => {
                 let Sale { level, user, amount } = record.json()?;
                 let taxed = Taxed { user, level, amount_with_tax: amount + amount / 5 };
-                self.out.send(record.key().unwrap_or_default(), &serde_json::to_vec(&taxed)?)
+                self.out.send_json(record.key().unwrap_or_default(), &taxed)
             }
             Job::FlatMap => {
                 let (key, value) = (record.key_str()?, record.value().unwrap_or_default());
