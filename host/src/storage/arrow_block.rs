@@ -468,7 +468,7 @@ fn decompress(
             Err(error) => Err(error.to_string()),
         };
     };
-    let mut bytes = vec![0; length];
+    let mut bytes = packed::memory(length);
     let mut at = 0;
     loop {
         blocks.push((at, frame.len() - rest.len()));

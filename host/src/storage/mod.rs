@@ -28,6 +28,7 @@ pub use crash::crash_point;
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use machine::{available_memory_bytes, stand_back};
+pub use packed::release as release_read_memory;
 pub use store::{Error, Storage, WriteBatch};
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.
