@@ -18,15 +18,27 @@ type Bytes = SmallVec<[u8; 16]>;
 /// Stands for a key that has no row.
 pub(super) const NO_ROW: u32 = u32::MAX;
 
-/// One entry. Without a value it was deleted, and the changelog does not say so yet.
+/// One entry: a line of the processor's cache, where key and value are small.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Entry {
     key: Bytes,
-    value: Option<Bytes>,
+    /// Empty without one.
+    value: Bytes,
+    /// Whether it has a value. Without one it was deleted, and the changelog does not say so yet.
+    is_present: bool,
     /// Whether it is among the store's changed entries.
     changed: bool,
     /// The batch that had this key last, as the store counts them, and the key's index among its own.
     own: (u32, u32),
+}
+
+const _: () = assert!(size_of::<Entry>() == 64);
+
+impl Entry {
+    fn value(&self) -> Option<&[u8]> {
+        self.is_present.then_some(&self.value)
+    }
 }
 
 /// One store. Entries lie in rows, which a hash table finds by key; what changed since the last
@@ -102,19 +114,33 @@ impl Store {
 
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
         let row = self.row(self.hasher.hash_one(key), key)?;
-        self.entries[row as usize].value.as_deref()
+        self.entries[row as usize].value()
     }
 
-    /// The row of each key, or [`NO_ROW`]. In two passes, so that the memory of many keys is waited for
-    /// at once.
+    /// The row of each key, or [`NO_ROW`].
     fn rows_of(&self, keys: &BinaryArray) -> Vec<u32> {
-        let hash = |i| self.hasher.hash_one(keys.value(i));
-        let hashes: Vec<u64> = (0..keys.len()).map(hash).collect();
-        let row = |(i, hash)| self.row(hash, keys.value(i)).unwrap_or(NO_ROW);
-        hashes.into_iter().enumerate().map(row).collect()
+        let hashes = (0..keys.len()).map(|i| self.hasher.hash_one(keys.value(i))).collect();
+        let probed = self.probe(hashes).into_iter().enumerate();
+        probed.map(|(i, probe)| self.settle(probe, keys.value(i)).unwrap_or(NO_ROW)).collect()
     }
 
-    /// Numbers the keys of a batch's records. In two passes, as [`rows_of`](Self::rows_of).
+    /// The first row that may have each hash, or [`NO_ROW`]. Looking into the table for many keys before
+    /// into the entries of any has the memory of many waited for at once.
+    fn probe(&self, hashes: Vec<u64>) -> Vec<(u64, u32)> {
+        let first = |hash| self.rows.find(hash, |_| true).copied().unwrap_or(NO_ROW);
+        hashes.into_iter().map(|hash| (hash, first(hash))).collect()
+    }
+
+    /// The row of `key`, of which [`probe`](Self::probe) found so much.
+    fn settle(&self, (hash, first): (u64, u32), key: &[u8]) -> Option<u32> {
+        match self.entries.get(first as usize) {
+            Some(entry) if *entry.key == *key => Some(first),
+            Some(_) => self.row(hash, key),
+            None => None,
+        }
+    }
+
+    /// Numbers the keys of a batch's records.
     fn number(&mut self, keys: &BinaryArray, text: bool) -> OwnKeys {
         self.numbered = self.numbered.wrapping_add(1);
         if self.numbered == 0 {
@@ -122,19 +148,19 @@ impl Store {
             self.numbered = 1;
         }
         let mut own = OwnKeys::encode(keys, text);
-        let hashes: Vec<u64> =
-            (0..keys.len()).map(|i| self.hasher.hash_one(own.of_record(i))).collect();
+        let hashes = (0..keys.len()).map(|i| self.hasher.hash_one(own.of_record(i))).collect();
+        let probed = self.probe(hashes);
         own.entries.reserve(keys.len());
         // Keys that the store does not have.
         let mut unknown: HashTable<u32> = HashTable::new();
-        for (record, hash) in hashes.iter().enumerate() {
+        for (record, &probe) in probed.iter().enumerate() {
             let key = own.of_record(record);
             if key.is_empty() {
                 own.entries.push(NO_ROW);
                 continue;
             }
             let next = own.rows.len() as u32;
-            let row = self.row(*hash, key);
+            let row = self.settle(probe, key);
             let entry = match row {
                 Some(row) => match &mut self.entries[row as usize].own {
                     (batch, entry) if *batch == self.numbered => *entry,
@@ -143,12 +169,12 @@ impl Store {
                         next
                     }
                 },
-                None => match unknown.find(*hash, |entry| own.key(*entry) == key) {
+                None => match unknown.find(probe.0, |entry| own.key(*entry) == key) {
                     Some(entry) => *entry,
                     None => {
                         let firsts = &own.firsts;
-                        let hash_of = |entry: &u32| hashes[firsts[*entry as usize] as usize];
-                        unknown.insert_unique(*hash, next, hash_of);
+                        let hash_of = |entry: &u32| probed[firsts[*entry as usize] as usize].0;
+                        unknown.insert_unique(probe.0, next, hash_of);
                         next
                     }
                 },
@@ -186,11 +212,12 @@ impl Store {
     fn set_row(&mut self, row: u32, value: Option<&[u8]>, durable: bool) {
         let entry = &mut self.entries[row as usize];
         let (key, changed) = (&entry.key, entry.changed);
-        let old_bytes = entry.value.as_ref().map(|old| old.len());
-        match (&mut entry.value, value) {
-            (Some(old), Some(new)) if old.len() == new.len() => old.copy_from_slice(new),
-            (slot, value) => *slot = value.map(Bytes::from_slice),
+        let old_bytes = entry.is_present.then_some(entry.value.len());
+        match value {
+            Some(new) if entry.value.len() == new.len() => entry.value.copy_from_slice(new),
+            value => entry.value = value.map_or_else(Bytes::new, Bytes::from_slice),
         }
+        entry.is_present = value.is_some();
         let new_bytes = value.map_or(0, <[u8]>::len);
         if !durable && changed {
             self.changed_bytes = self.changed_bytes + new_bytes - old_bytes.unwrap_or(0);
@@ -225,8 +252,8 @@ impl Store {
 
     /// A new row without a value.
     fn insert(&mut self, hash: u64, key: &[u8]) -> u32 {
-        let key = Bytes::from_slice(key);
-        let entry = Entry { key, value: None, changed: false, own: (0, 0) };
+        let (key, value) = (Bytes::from_slice(key), Bytes::new());
+        let entry = Entry { key, value, is_present: false, changed: false, own: (0, 0) };
         let row = match self.free.pop() {
             Some(row) => {
                 self.entries[row as usize] = entry;
@@ -269,7 +296,7 @@ impl Store {
     }
 
     fn index(&mut self) -> &BTreeSet<Bytes> {
-        let live = |entry: &Entry| entry.value.is_some().then(|| entry.key.clone());
+        let live = |entry: &Entry| entry.is_present.then(|| entry.key.clone());
         self.index.get_or_insert_with(|| self.entries.iter().filter_map(live).collect())
     }
 }
@@ -329,7 +356,7 @@ impl StoreSet {
 
     /// The value in a row.
     pub(super) fn value_of(&self, store: usize, row: u32) -> Option<&[u8]> {
-        self.stores[store].entries.get(row as usize)?.value.as_deref()
+        self.stores[store].entries.get(row as usize)?.value()
     }
 
     /// Whether there are no stores at all.
@@ -407,8 +434,8 @@ impl StoreSet {
                 entry.changed = false;
                 changelog_key::join(number, &entry.key, &mut full);
                 keys.append_value(&full);
-                values.append_option(entry.value.as_deref());
-                if entry.value.is_none() {
+                values.append_option(entry.value());
+                if !entry.is_present {
                     store.forget(row);
                 }
             }

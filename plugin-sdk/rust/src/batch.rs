@@ -115,8 +115,12 @@ impl<'a> Record<'a> {
     /// The key as text; an error where there is none or it is not UTF-8.
     #[inline]
     pub fn key_str(&self) -> Result<&'a str> {
-        let key = self.key().ok_or_else(|| Error::new("the record has no key"))?;
-        std::str::from_utf8(key).map_err(|_| Error::new("the record's key is not UTF-8"))
+        let keys = self.batch.keys();
+        let all_text = *self.batch.input.keys_are_text.get_or_init(|| keys.is_text());
+        keys.text(self.index, all_text).ok_or_else(|| match keys.is_valid(self.index) {
+            true => Error::new("the record's key is not UTF-8"),
+            false => Error::new("the record has no key"),
+        })
     }
 
     /// The value; `None` is a tombstone.
@@ -126,20 +130,21 @@ impl<'a> Record<'a> {
     }
 
     /// The value as text; an error for a tombstone and where it is not UTF-8.
+    #[inline]
     pub fn text(&self) -> Result<&'a str> {
-        std::str::from_utf8(self.some_value()?)
-            .map_err(|_| Error::new("the record's value is not UTF-8"))
+        let values = self.batch.values();
+        let all_text = *self.batch.input.values_are_text.get_or_init(|| values.is_text());
+        values.text(self.index, all_text).ok_or_else(|| match values.is_valid(self.index) {
+            true => Error::new("the record's value is not UTF-8"),
+            false => Error::new("the record is a tombstone: it has no value"),
+        })
     }
 
     /// The value as JSON; an error for a tombstone and for what is not a `T`. A `T` may borrow from the
     /// record.
     pub fn json<T: Deserialize<'a>>(&self) -> Result<T> {
-        serde_json::from_slice(self.some_value()?)
+        serde_json::from_str(self.text()?)
             .map_err(|e| Error::new(format_args!("the record's value is not as expected: {e}")))
-    }
-
-    fn some_value(&self) -> Result<&'a [u8]> {
-        self.value().ok_or_else(|| Error::new("the record is a tombstone: it has no value"))
     }
 
     /// Milliseconds since the Unix epoch.

@@ -22,6 +22,9 @@ pub(crate) struct Input {
     pub(crate) batch: bindings::Batch,
     pub(crate) headers: OnceCell<Option<HeaderColumn>>,
     pub(crate) stream_times: OnceCell<Vec<i64>>,
+    /// Whether all keys, and all values, are UTF-8: found out once, not record by record.
+    pub(crate) keys_are_text: OnceCell<bool>,
+    pub(crate) values_are_text: OnceCell<bool>,
 }
 
 pub(crate) struct Call {
@@ -57,8 +60,13 @@ impl Call {
 
     /// Begins a call.
     pub(crate) fn begin(&self, batch: bindings::Batch) -> Rc<Input> {
-        let input =
-            Rc::new(Input { batch, headers: OnceCell::new(), stream_times: OnceCell::new() });
+        let input = Rc::new(Input {
+            batch,
+            headers: OnceCell::new(),
+            stream_times: OnceCell::new(),
+            keys_are_text: OnceCell::new(),
+            values_are_text: OnceCell::new(),
+        });
         *self.input.borrow_mut() = Some(Rc::clone(&input));
         input
     }

@@ -44,6 +44,29 @@ impl<'a> Column<'a> {
         self.is_valid(i).then_some(bytes)
     }
 
+    /// Whether every entry is UTF-8.
+    pub(crate) fn is_text(&self) -> bool {
+        let (words, rest) = self.data.as_chunks::<8>();
+        let bits = words.iter().fold(0, |bits, word| bits | u64::from_le_bytes(*word));
+        let is_ascii = bits & (0x80 * u64::from_le_bytes([1; 8])) == 0 && rest.is_ascii();
+        let is_boundary = |end: &u32| {
+            self.data.get(*end as usize).is_none_or(|byte| !(0x80..0xc0).contains(byte))
+        };
+        is_ascii || (std::str::from_utf8(self.data).is_ok() && self.ends.iter().all(is_boundary))
+    }
+
+    /// Entry `i` as text; `None` where it is null or not UTF-8. `all_text` is what
+    /// [`is_text`](Self::is_text) said of this column.
+    #[inline]
+    pub(crate) fn text(&self, i: usize, all_text: bool) -> Option<&'a str> {
+        let entry = self.get(i)?;
+        match all_text {
+            // SAFETY: all entries were found to be UTF-8, and a column that came in never changes.
+            true => Some(unsafe { std::str::from_utf8_unchecked(entry) }),
+            false => std::str::from_utf8(entry).ok(),
+        }
+    }
+
     /// The entries in order.
     pub fn iter(self) -> impl Iterator<Item = Option<&'a [u8]>> {
         (0..self.len()).map(move |i| self.get(i))

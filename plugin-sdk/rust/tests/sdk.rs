@@ -194,6 +194,36 @@ fn a_panic_costs_one_record() {
     assert_eq!((refused.offset, refused.reason.as_str()), (40, "panicked: asked to panic"));
 }
 
+/// Says what is text and what is not.
+struct Texts(Output<(), String>);
+
+impl Plugin for Texts {
+    fn new(setup: &mut Setup) -> Result<Self> {
+        Ok(Self(setup.stream("out")))
+    }
+
+    fn process(&self, record: &Record<'_>) -> Result<()> {
+        let shown = |text: Result<&str>| text.map_or_else(|e| e.to_string(), str::to_owned);
+        self.0.send((), &format!("{} | {}", shown(record.key_str()), shown(record.text())))
+    }
+}
+
+/// One record that is not text, or whose bytes would be only together with its neighbour's, is told apart
+/// from those around it.
+#[test]
+fn what_is_not_text_is_told_record_by_record() {
+    let umlaut = "ü".as_bytes();
+    let bytes = [b"plain", umlaut, &umlaut[..1], &umlaut[1..], b"end"];
+    let mut driver = TestDriver::<Texts>::new(json!({})).unwrap();
+    driver.send_all(bytes.iter().map(|bytes| record(bytes.to_vec(), bytes.to_vec())));
+    driver.send_all([record(None, None), record("a", "ü")]);
+    let out = driver.outputs("out").iter().map(|r| r.decode::<String>().unwrap());
+    let bad = "the record's key is not UTF-8 | the record's value is not UTF-8";
+    let none = "the record has no key | the record is a tombstone: it has no value";
+    let expected = ["plain | plain", "ü | ü", bad, bad, "end | end", none, "a | ü"];
+    assert!(out.eq(expected), "{:?}", driver.outputs("out"));
+}
+
 /// Works on columns: drops empty values, refuses tombstones, forwards the rest in ranges.
 struct Columns(Output<Vec<u8>, Vec<u8>>);
 
