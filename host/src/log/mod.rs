@@ -8,6 +8,7 @@
 //! given out once, rise strictly, and may have gaps. This module does not know what generations,
 //! stores or plugins are: what floors above commit as metadata is opaque here.
 
+mod ahead;
 mod codec;
 mod columns;
 mod commit;
@@ -28,6 +29,7 @@ mod signal;
 mod tests;
 mod topics;
 
+pub use ahead::Executor;
 pub use columns::{schema as segment_schema, to_columns as segment_columns};
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
 pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::ahead::{Ahead, Executor};
 use super::partition::{Partition, Run};
 use super::segment::Segment;
 use crate::types::{Batch, LogId, Offset, PartitionId, Records, concat_records};
@@ -77,6 +78,10 @@ pub struct PartitionReader {
     partition: Arc<Partition>,
     /// The block read last.
     block: Option<CachedBlock>,
+    /// Where blocks are read ahead, if they are.
+    executor: Option<Executor>,
+    /// The block after `block`.
+    ahead: Option<Ahead>,
 }
 
 struct CachedBlock {
@@ -87,7 +92,12 @@ struct CachedBlock {
 
 impl PartitionReader {
     pub(super) fn new(partition: Arc<Partition>) -> Self {
-        Self { partition, block: None }
+        Self { partition, block: None, executor: None, ahead: None }
+    }
+
+    /// From now on, who reads on and on finds the next block read on another thread.
+    pub(super) fn read_ahead(&mut self, executor: Option<Executor>) {
+        self.executor = executor;
     }
 
     /// The partition it reads.
@@ -122,12 +132,14 @@ impl PartitionReader {
             return Ok(None);
         }
         let run_at = state.run_at(from);
-        let segment = state.segments.get(state.segment_at(from)).filter(|s| s.entry.first < to);
+        let segment_at = state.segment_at(from);
+        let segment = state.segments.get(segment_at).filter(|s| s.entry.first < to);
         let batch = match (segment, state.tail.get(run_at)) {
             (Some(segment), run) if run.is_none_or(|run| segment.entry.first < run.first) => {
                 let segment = Arc::clone(segment);
+                let following = state.segments.get(segment_at + 1).cloned();
                 drop(state);
-                self.read_block(segment, from)?.from_offset(from).before_offset(to)
+                self.read_block(segment, following, from)?.from_offset(from).before_offset(to)
             }
             (segment, _) => {
                 let to = segment.map_or(to, |segment| segment.entry.first.min(to));
@@ -143,7 +155,12 @@ impl PartitionReader {
     }
 
     /// The block of `segment` that holds the first record at or after `from`.
-    fn read_block(&mut self, segment: Arc<Segment>, from: Offset) -> Result<Batch, ReadError> {
+    fn read_block(
+        &mut self,
+        segment: Arc<Segment>,
+        following: Option<Arc<Segment>>,
+        from: Offset,
+    ) -> Result<Batch, ReadError> {
         let blocks = &segment.open()?.blocks;
         let index = blocks.partition_point(|block| block.next <= from);
         if let Some(block) = &self.block
@@ -152,9 +169,19 @@ impl PartitionReader {
         {
             return Ok(block.batch.clone());
         }
-        // Freed before the next is read: a reader holds one block.
-        self.block = None;
-        let batch = segment.read(index)?;
+        // Freed before the next is read: a reader holds one block, and one that is read ahead.
+        let reads_on = self.block.take().is_some();
+        let batch = match self.ahead.take().filter(|ahead| ahead.is(&segment, index)) {
+            Some(ahead) => ahead.take()?,
+            None => segment.read(index)?,
+        };
+        self.ahead = self.executor.as_ref().filter(|_| reads_on).and_then(|executor| {
+            let next = match index + 1 < blocks.len() {
+                true => Some((Arc::clone(&segment), index + 1)),
+                false => following.map(|segment| (segment, 0)),
+            };
+            next.map(|(segment, index)| Ahead::begin(executor, segment, index))
+        });
         self.block = Some(CachedBlock { segment, index, batch: batch.clone() });
         Ok(batch)
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::ahead::Executor;
 use super::partition::{Partition, Registry};
 use super::reader::{PartitionReader, ReadError};
 use super::signal::{Signal, Subscription};
@@ -262,7 +263,7 @@ impl TopicPartition {
 
     /// A reader of its own cache.
     pub fn reader(&self) -> TopicReader {
-        TopicReader { partition: self.clone(), physical: None }
+        TopicReader { partition: self.clone(), physical: None, executor: None }
     }
 
     /// Calls `listener` now and after each publication in the mounted log, across swaps.
@@ -332,9 +333,15 @@ pub enum TopicRead {
 pub struct TopicReader {
     partition: TopicPartition,
     physical: Option<PartitionReader>,
+    executor: Option<Executor>,
 }
 
 impl TopicReader {
+    /// The same, with blocks read ahead by `executor` for whoever reads on and on.
+    pub fn read_ahead(self, executor: Option<Executor>) -> Self {
+        Self { executor, ..self }
+    }
+
     /// What is at and after `from` and before `to`, as much as lies together within the limits.
     pub fn read(
         &mut self,
@@ -380,10 +387,12 @@ impl TopicReader {
         let known = self.physical.take().filter(|r| r.partition().log() == mount.log);
         let reader = match known {
             Some(reader) => reader,
-            None => topic
-                .physical(mount, *id)
-                .ok_or(ReadError::Deleted { log: mount.log, partition: *id })?
-                .reader(),
+            None => {
+                let gone = ReadError::Deleted { log: mount.log, partition: *id };
+                let mut reader = topic.physical(mount, *id).ok_or(gone)?.reader();
+                reader.read_ahead(self.executor.clone());
+                reader
+            }
         };
         Ok(self.physical.insert(reader))
     }

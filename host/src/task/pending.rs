@@ -339,13 +339,15 @@ impl CommitMode {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Threads that compress, write and sync the files of replays, and write checkpoints, beside the workers.
+/// Threads that read ahead, that compress, write and sync the files of replays, and that write checkpoints,
+/// beside the workers.
 pub struct FileWriters {
     writes: Mutex<Option<Sender<Job>>>,
     /// One for each thread that syncs.
     syncs: Mutex<Vec<Sender<Job>>>,
     /// For a thread of their own, as they take long.
     checkpoints: Mutex<Option<Sender<Job>>>,
+    reads: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -376,10 +378,13 @@ impl FileWriters {
         }
         let (checkpoints, queue) = channel::<Job>();
         thread("checkpoint".to_owned(), queue)?;
+        let (reads, queue) = channel::<Job>();
+        thread("read-ahead".to_owned(), queue)?;
         Ok(Self {
             writes: Mutex::new(Some(writes)),
             syncs: Mutex::new(syncs),
             checkpoints: Mutex::new(Some(checkpoints)),
+            reads: Mutex::new(Some(reads)),
             threads: Mutex::new(threads),
         })
     }
@@ -388,6 +393,13 @@ impl FileWriters {
     pub fn submit_checkpoint(&self, job: Job) {
         if let Some(checkpoints) = &*self.checkpoints.lock() {
             drop(checkpoints.send(job));
+        }
+    }
+
+    /// Runs `job`, which reads a block, soon; never after [`FileWriters::close`].
+    pub fn submit_read(&self, job: Job) {
+        if let Some(reads) = &*self.reads.lock() {
+            drop(reads.send(job));
         }
     }
 
@@ -412,6 +424,7 @@ impl FileWriters {
         let threads = std::mem::take(&mut *self.threads.lock());
         self.writes.lock().take();
         self.checkpoints.lock().take();
+        self.reads.lock().take();
         let (syncs, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|thread| {
             thread.thread().name().is_some_and(|name| name.starts_with("file-sync"))
         });

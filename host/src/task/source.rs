@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::pending::JournalEntry;
 use super::processor::Failure;
-use crate::log::{Log, Partition, PartitionReader, TopicRead, TopicReader};
+use crate::log::{Executor, Log, Partition, PartitionReader, TopicRead, TopicReader};
 use crate::plugin::{Input, Run};
 use crate::storage::release_read_memory;
 use crate::types::{Batch, LogId, Offset, PartitionId, concat_batches};
@@ -127,11 +127,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// The inputs of `spec`, at `positions`.
-    pub fn new(spec: &TaskSpec, positions: &[Offset]) -> Self {
+    /// The inputs of `spec`, at `positions`; `ahead` reads blocks of history ahead.
+    pub fn new(spec: &TaskSpec, positions: &[Offset], ahead: Option<&Executor>) -> Self {
         let inputs = spec.inputs.iter().zip(positions).map(|(topic, position)| InputReader {
             name: topic.state().name.to_string(),
-            reader: topic.partition(spec.partition).map(|p| p.reader()),
+            reader: topic.partition(spec.partition).map(|p| p.reader().read_ahead(ahead.cloned())),
             position: *position,
             buffer: None,
         });

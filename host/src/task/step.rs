@@ -20,7 +20,7 @@ use super::{
     cursor_key,
 };
 
-use crate::log::{Append, Commit, CommitError, Guard, SegmentError, SegmentWriter};
+use crate::log::{Append, Commit, CommitError, Executor, Guard, SegmentError, SegmentWriter};
 use crate::plugin::Input;
 use crate::storage::crash_point;
 use crate::threads::{self, Bug, Mutex};
@@ -52,8 +52,8 @@ impl From<CommitError> for Refused {
 
 /// Commits to files that may be under way: one that is written, and one that is synced.
 const FILE_COMMITS: usize = 2;
-/// Tasks of a generation from which on they keep writers and disk busy with one commit each, in half the
-/// memory.
+/// Tasks of a generation from which on they keep workers, writers and disk busy without reading ahead and
+/// with one commit each, in half the memory.
 const MANY_TASKS: usize = 3;
 
 /// A commit under way.
@@ -123,7 +123,7 @@ impl Task {
         *self.shared.working.write() = Working { stores, inputs, version: 0 };
         let (spec, shared) = (Arc::clone(&self.spec), Arc::clone(&self.shared));
         Ok(Running {
-            source: Source::new(&self.spec, &cursor.inputs),
+            source: Source::new(&self.spec, &cursor.inputs, self.ahead().as_ref()),
             processor: Processor::new(spec, shared, self.env.config.recycle_memory_bytes),
             pending: Pending::default(),
             cursor,
@@ -132,6 +132,15 @@ impl Task {
             ending: None,
             checkpointing: Arc::default(),
             before_leader: true,
+        })
+    }
+
+    /// Where blocks of history are read ahead. Where there are many tasks, workers have enough to do.
+    fn ahead(&self) -> Option<Executor> {
+        (self.spec.mode.tasks() < MANY_TASKS).then(|| {
+            let env = Arc::clone(&self.env);
+            let executor: Executor = Arc::new(move |job| env.files.submit_read(job));
+            executor
         })
     }
 
