@@ -14,7 +14,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_buffer::Buffer;
-use parking_lot::Mutex;
+
+use crate::threads::Mutex;
 
 /// Buffers below this are compressed again: to look for them costs more.
 const LEAST_BYTES: usize = 256 << 10;
