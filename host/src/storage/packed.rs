@@ -11,11 +11,9 @@
 //! else holds is forgotten at the next read.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow_buffer::Buffer;
-
-use crate::threads::Mutex;
 
 /// Buffers below this are compressed again: to look for them costs more.
 const LEAST_BYTES: usize = 256 << 10;
@@ -42,11 +40,18 @@ struct Memory {
     free: Vec<Vec<u8>>,
 }
 
+/// Of the whole process, as memory is: histories that a simulation runs side by side share it, so it is no
+/// lock of theirs, and nobody waits while holding it.
 static MEMORY: Mutex<Memory> = Mutex::new(Memory { read: Vec::new(), free: Vec::new() });
+
+fn all() -> MutexGuard<'static, Memory> {
+    // It is whole after a panic, too: only an allocation can fail on the way.
+    MEMORY.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Memory for `length` bytes, whatever is in it.
 pub fn memory(length: usize) -> Vec<u8> {
-    let used = (length >= LEAST_BYTES).then(|| MEMORY.lock().take(length)).flatten();
+    let used = (length >= LEAST_BYTES).then(|| all().take(length)).flatten();
     used.map_or_else(
         || vec![0; length],
         |mut bytes| {
@@ -58,7 +63,7 @@ pub fn memory(length: usize) -> Vec<u8> {
 
 /// Gives back what nobody holds any more: for whoever has read to the end.
 pub fn release() {
-    let mut memory = MEMORY.lock();
+    let mut memory = all();
     memory.sweep();
     memory.free.clear();
 }
@@ -88,7 +93,7 @@ impl Memory {
 
 /// Remembers a buffer that was decompressed from `blocks` of `message`.
 pub fn remember(buffer: &Buffer, message: &Arc<Vec<u8>>, blocks: Vec<(usize, usize)>) {
-    let mut memory = MEMORY.lock();
+    let mut memory = all();
     if buffer.len() >= LEAST_BYTES && memory.read.len() < MOST {
         let (buffer, message) = (buffer.clone(), Arc::clone(message));
         memory.read.push(Arc::new(Packed { buffer, message, blocks }));
@@ -98,7 +103,7 @@ pub fn remember(buffer: &Buffer, message: &Arc<Vec<u8>>, blocks: Vec<(usize, usi
 /// The buffer that `bytes` lie in, if it is remembered, and where in it they lie.
 pub fn find(bytes: &[u8]) -> Option<(Arc<Packed>, Range<usize>)> {
     let at = bytes.as_ptr().addr();
-    MEMORY.lock().read.iter().find_map(|packed| {
+    all().read.iter().find_map(|packed| {
         let from = at.checked_sub(packed.buffer.as_ptr().addr())?;
         let to = from.checked_add(bytes.len())?;
         (to <= packed.buffer.len()).then(|| (Arc::clone(packed), from..to))
