@@ -16,8 +16,8 @@ pub mod fuzz;
 mod head;
 mod machine;
 mod opening;
-mod stopper;
 mod packed;
+mod stopper;
 mod store;
 
 pub use arrow_block::{claimed_bytes, read_batch};
