@@ -18,7 +18,7 @@ pub type Executor = Arc<dyn Fn(Box<dyn FnOnce() + Send>) + Send + Sync>;
 enum Reading {
     Waiting,
     Begun,
-    Done(Result<Batch, ReadError>),
+    Done(Box<Result<Batch, ReadError>>),
     /// The reader has it, or wants it no more, or whoever read it failed.
     Left,
 }
@@ -52,7 +52,7 @@ impl Ahead {
             let read = of.read(index);
             let mut reading = end.0.reading.lock();
             if matches!(*reading, Reading::Begun) {
-                *reading = Reading::Done(read);
+                *reading = Reading::Done(Box::new(read));
             }
         }));
         Self { segment, index, slot }
@@ -72,7 +72,7 @@ impl Ahead {
         let read = std::mem::replace(&mut *reading, Reading::Left);
         drop(reading);
         match read {
-            Reading::Done(read) => read,
+            Reading::Done(read) => *read,
             Reading::Waiting | Reading::Begun | Reading::Left => self.segment.read(self.index),
         }
     }
