@@ -9,14 +9,17 @@
 mod arrow_block;
 mod arrow_file;
 mod crash;
+mod examine;
 mod frame;
 mod fs;
 #[doc(hidden)]
 pub mod fuzz;
 mod head;
+mod head_copy;
 mod machine;
 mod opening;
 mod packed;
+mod repair;
 mod stopper;
 mod store;
 
@@ -25,10 +28,13 @@ pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, TEMPORARY_SUFFIX,
 };
 pub use crash::crash_point;
+pub use examine::{Examined, HeadExam};
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
+pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_head_copy};
 pub use machine::{available_memory_bytes, stand_back};
 pub use packed::release as release_read_memory;
+mod repair;
 pub use store::{Error, Storage, WriteBatch};
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.
@@ -58,4 +64,59 @@ pub fn read_file(fs: &dyn FileSystem, path: &std::path::Path) -> std::io::Result
     let mut bytes = vec![0; len];
     file.read_at(&mut bytes, 0)?;
     Ok(bytes)
+}
+
+/// Bytes that are read and written at once by [`copy_file`].
+const COPY_BYTES: usize = 1 << 20;
+
+/// Length and crc32c of a file; `each` is told of bytes as they are read.
+///
+/// # Errors
+/// When it is not there or cannot be read.
+pub fn sum_file(
+    fs: &dyn FileSystem,
+    path: &std::path::Path,
+    each: &mut dyn FnMut(u64),
+) -> std::io::Result<(u64, u32)> {
+    read_through(&*fs.open(path)?, each, |_, _| Ok(()))
+}
+
+/// Copies a file: under a temporary name, synced, then renamed; the folder is not synced. Returns its
+/// length and crc32c; `each` is told of bytes as they are copied.
+///
+/// # Errors
+/// When the disk refuses; nothing is left under `to` then.
+pub fn copy_file(
+    fs: &dyn FileSystem,
+    from: &dyn File,
+    to: &std::path::Path,
+    each: &mut dyn FnMut(u64),
+) -> std::io::Result<(u64, u32)> {
+    let mut temporary = to.as_os_str().to_owned();
+    temporary.push(TEMPORARY_SUFFIX);
+    let temporary = std::path::PathBuf::from(temporary);
+    let target = fs.create(&temporary)?;
+    let sum = read_through(from, each, |bytes, at| target.write_at(bytes, at))?;
+    target.sync()?;
+    fs.rename(&temporary, to)?;
+    Ok(sum)
+}
+
+fn read_through(
+    file: &dyn File,
+    each: &mut dyn FnMut(u64),
+    mut hand_on: impl FnMut(&[u8], u64) -> std::io::Result<()>,
+) -> std::io::Result<(u64, u32)> {
+    let length = file.len()?;
+    let (mut at, mut crc) = (0, 0);
+    let mut buffer = vec![0; COPY_BYTES.min(length as usize)];
+    while at < length {
+        let part = (length - at).min(COPY_BYTES as u64) as usize;
+        file.read_at(&mut buffer[..part], at)?;
+        crc = crc32c::crc32c_append(crc, &buffer[..part]);
+        hand_on(&buffer[..part], at)?;
+        at += part as u64;
+        each(part as u64);
+    }
+    Ok((length, crc))
 }

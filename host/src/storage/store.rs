@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
 use super::fs::{File, FileSystem};
 use super::head::Head;
+use super::repair;
 use super::stopper::{Stop, StoppingFileSystem};
 use crate::clock::SharedClock;
 use crate::threads::{self, Bug, Mutex, RwLock};
@@ -23,8 +24,8 @@ use crate::threads::{self, Bug, Mutex, RwLock};
 /// The version of everything below the data directory; formats.md describes it.
 pub const FORMAT_VERSION: u32 = 1;
 
-const TIP_KEY: &[u8] = b"m/tip";
-const STORE_ID_KEY: &[u8] = b"m/store-id";
+pub(super) const TIP_KEY: &[u8] = b"m/tip";
+pub(super) const STORE_ID_KEY: &[u8] = b"m/store-id";
 /// The high-water mark has two slots a sector apart, written in turn: a torn write spoils only one.
 const SLOT_BYTES: u64 = 512;
 
@@ -52,15 +53,30 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The directory belongs to something else, or to another version.
-    #[error("{dir} is not a data directory of this version: {detail}")]
+    #[error(
+        "{dir} is not a data directory that this host can use: {detail}; `anabranch doctor --data {dir}` says more, or restore a backup"
+    )]
     Format {
         /// The data directory.
         dir: PathBuf,
         /// What was found instead.
         detail: String,
     },
+    /// The directory was written by a host of another version.
+    #[error(
+        "{dir} has format version {found}, and this is anabranch {}, which reads version {FORMAT_VERSION}: run the version that wrote it, or choose another directory with --data",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Version {
+        /// The data directory.
+        dir: PathBuf,
+        /// Its version.
+        found: String,
+    },
     /// Bytes on disk are not what was written.
-    #[error("{place} is damaged: {detail}; restore the data directory from a backup")]
+    #[error(
+        "{place} is damaged: {detail}; `anabranch doctor --data DIR` says what is lost and repairs, or restore a backup"
+    )]
     Damaged {
         /// File or key.
         place: String,
@@ -69,7 +85,7 @@ pub enum Error {
     },
     /// The head ends before what was acknowledged.
     #[error(
-        "{dir} has lost commits: it ends at commit {found}, but {acknowledged} was acknowledged; restore it from a backup"
+        "{dir} has lost commits: it ends at commit {found}, but {acknowledged} was acknowledged; `anabranch doctor --data {dir}` says what is lost and repairs, or restore a backup"
     )]
     LostTail {
         /// The data directory.
@@ -78,6 +94,14 @@ pub enum Error {
         found: u64,
         /// The last commit that was made durable.
         acknowledged: u64,
+    },
+    /// A repair has made a new head and was ended before the head was in its place.
+    #[error(
+        "a repair of {dir} was interrupted: finish it with `anabranch doctor --data {dir} --repair`"
+    )]
+    Repairing {
+        /// The data directory.
+        dir: PathBuf,
     },
     /// An earlier write failed, and that is final.
     #[error(
@@ -144,6 +168,26 @@ pub struct Storage {
 impl Storage {
     /// Opens the data directory, or creates it where there is none.
     pub fn open(dir: &Path, fs: &Arc<dyn FileSystem>, clock: &SharedClock) -> Result<Self, Error> {
+        Self::open_or_create(dir, fs, || (clock.random() | 1, 0))
+    }
+
+    /// Creates a data directory for a store that was before: its id goes on, and so do the
+    /// sequences of its commits, beyond `sequence`.
+    pub fn create_again(
+        dir: &Path,
+        fs: &Arc<dyn FileSystem>,
+        store_id: u64,
+        sequence: u64,
+    ) -> Result<Self, Error> {
+        Self::open_or_create(dir, fs, || (store_id, sequence))
+    }
+
+    /// `identity`: store id and last sequence of a store that is created.
+    fn open_or_create(
+        dir: &Path,
+        fs: &Arc<dyn FileSystem>,
+        identity: impl FnOnce() -> (u64, u64),
+    ) -> Result<Self, Error> {
         let stop = Arc::new(Stop::default());
         let (inner, stops) = (Arc::clone(fs), Arc::clone(&stop));
         let fs: Arc<dyn FileSystem> = Arc::new(StoppingFileSystem { inner, stop: stops });
@@ -152,22 +196,35 @@ impl Storage {
         let lock = fs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { dir: dir.to_owned() })?;
         let format = read_format(dir, fs.as_ref())?;
+        if repair::is_pending(dir, fs.as_ref()) {
+            return Err(Error::Repairing { dir: dir.to_owned() });
+        }
         let head = fs.open_head(&dir.join("head"))?;
         let high_water_path = dir.join("high-water");
         let (tip, store_id) = (read_number(&*head, TIP_KEY)?, read_number(&*head, STORE_ID_KEY)?);
         let high_water = match format {
-            Some(_) => fs.open(&high_water_path).map_err(Error::io("open", &high_water_path))?,
+            Some(_) => fs.open(&high_water_path).map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => Error::Damaged {
+                    place: high_water_path.display().to_string(),
+                    detail: "it is not there".to_owned(),
+                },
+                _ => Error::io("open", &high_water_path)(e),
+            })?,
             None if tip.is_some_and(|tip| tip > 1) => {
                 let detail = "commits are there, but the file named format is not".to_owned();
                 return Err(Error::Format { dir: dir.to_owned(), detail });
             }
             None => fs.create(&high_water_path).map_err(Error::io("create", &high_water_path))?,
         };
+        let (new_id, last) = match format {
+            Some(named) => (named, tip.unwrap_or(0)),
+            None => identity(),
+        };
         let mut storage = Self {
             dir: dir.to_owned(),
-            store_id: store_id.unwrap_or_else(|| clock.random() | 1),
+            store_id: store_id.unwrap_or(new_id),
             head,
-            state: RwLock::new(State { sequence: tip.unwrap_or(0), chunked: HashMap::new() }),
+            state: RwLock::new(State { sequence: last, chunked: HashMap::new() }),
             high_water: Mutex::new(high_water),
             fs: Arc::clone(&fs),
             stop,
@@ -204,7 +261,8 @@ impl Storage {
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let _whole = self.state.read();
-        self.head.get(key)?.map(|stored| self.assemble(key, &stored)).transpose()
+        let Some(stored) = self.head.get(key)? else { return Ok(None) };
+        Ok(Some(assemble(&*self.head, key, &stored)?.1))
     }
 
     /// Shows all keys that begin with `prefix` and their values, in the order of keys.
@@ -212,7 +270,7 @@ impl Storage {
         let _whole = self.state.read();
         self.head.scan(prefix, &mut |key, stored| {
             if key.first() != Some(&frame::CHUNK_PREFIX) {
-                see(key, self.assemble(key, stored)?);
+                see(key, assemble(&*self.head, key, stored)?.1);
             }
             Ok(())
         })
@@ -292,34 +350,6 @@ impl Storage {
         error
     }
 
-    /// The value behind the frame under `key`, put together where it lies in chunks.
-    fn assemble(&self, key: &[u8], stored: &[u8]) -> Result<Vec<u8>, Error> {
-        let head = decode(key, stored)?;
-        match head.kind {
-            Kind::Whole => Ok(head.payload.to_vec()),
-            Kind::Chunk => Err(damaged(key, "a chunk lies where a value should")),
-            Kind::Chunked => {
-                let (total_bytes, chunks) = frame::decode_chunked(head.payload)
-                    .ok_or_else(|| damaged(key, "its chunk count is cut off"))?;
-                let mut value = Vec::with_capacity(total_bytes as usize);
-                for index in 0..chunks {
-                    let name = frame::chunk_key(key, index);
-                    let stored = self.head.get(&name)?;
-                    let stored = stored.ok_or_else(|| damaged(key, "a chunk is missing"))?;
-                    let chunk = decode(&name, &stored)?;
-                    if chunk.sequence != head.sequence || chunk.kind != Kind::Chunk {
-                        return Err(damaged(key, "a chunk belongs to another commit"));
-                    }
-                    value.extend_from_slice(chunk.payload);
-                }
-                if value.len() as u64 != total_bytes {
-                    return Err(damaged(key, "its chunks do not add up"));
-                }
-                Ok(value)
-            }
-        }
-    }
-
     /// First use of a directory. The file `format` comes last: without it nothing was acknowledged.
     fn create(&mut self, fs: &dyn FileSystem) -> Result<(), Error> {
         let segments = self.dir.join("segments");
@@ -330,7 +360,6 @@ impl Storage {
         }
         let mut batch = WriteBatch::default();
         batch.put(STORE_ID_KEY, self.store_id.to_le_bytes());
-        self.state.get_mut().sequence = 0;
         self.apply(batch)?;
         self.write_high_water(0)?;
         self.sync()?;
@@ -389,19 +418,28 @@ impl Storage {
     }
 
     fn read_high_water(&self) -> Result<u64, Error> {
-        let file = self.high_water.lock();
-        let mark = [0, SLOT_BYTES].into_iter().filter_map(|at| {
-            let mut slot = [0; 20];
-            file.read_at(&mut slot, at).ok()?;
-            let crc = u32::from_le_bytes(slot[16..].try_into().ok()?);
-            let sequence = u64::from_le_bytes(slot[..8].try_into().ok()?);
-            (crc == crc32c::crc32c(&slot[..16])).then_some(sequence)
-        });
-        mark.max().ok_or_else(|| Error::Damaged {
-            place: self.dir.join("high-water").display().to_string(),
-            detail: "neither of its two slots has a valid crc32c".to_owned(),
-        })
+        read_marks(&**self.high_water.lock(), &self.dir)
     }
+}
+
+/// The mark in the file `high-water` of `dir`.
+pub(super) fn read_high_water(dir: &Path, fs: &dyn FileSystem) -> Result<u64, Error> {
+    let path = dir.join("high-water");
+    read_marks(&*fs.open(&path).map_err(Error::io("open", &path))?, dir)
+}
+
+fn read_marks(file: &dyn File, dir: &Path) -> Result<u64, Error> {
+    let mark = [0, SLOT_BYTES].into_iter().filter_map(|at| {
+        let mut slot = [0; 20];
+        file.read_at(&mut slot, at).ok()?;
+        let crc = u32::from_le_bytes(slot[16..].try_into().ok()?);
+        let sequence = u64::from_le_bytes(slot[..8].try_into().ok()?);
+        (crc == crc32c::crc32c(&slot[..16])).then_some(sequence)
+    });
+    mark.max().ok_or_else(|| Error::Damaged {
+        place: dir.join("high-water").display().to_string(),
+        detail: "neither of its two slots has a valid crc32c".to_owned(),
+    })
 }
 
 /// Creates the data directory, durable with the folders above it that did not exist. Of one that is
@@ -423,8 +461,40 @@ fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
     Ok(())
 }
 
+/// The value behind the frame under `key`, put together where it lies in chunks, and its sequence.
+pub(super) fn assemble(
+    head: &dyn Head,
+    key: &[u8],
+    stored: &[u8],
+) -> Result<(u64, Vec<u8>), Error> {
+    let first = decode(key, stored)?;
+    match first.kind {
+        Kind::Whole => Ok((first.sequence, first.payload.to_vec())),
+        Kind::Chunk => Err(damaged(key, "a chunk lies where a value should")),
+        Kind::Chunked => {
+            let (total_bytes, chunks) = frame::decode_chunked(first.payload)
+                .ok_or_else(|| damaged(key, "its chunk count is cut off"))?;
+            let mut value = Vec::with_capacity(total_bytes as usize);
+            for index in 0..chunks {
+                let name = frame::chunk_key(key, index);
+                let stored = head.get(&name)?;
+                let stored = stored.ok_or_else(|| damaged(key, "a chunk is missing"))?;
+                let chunk = decode(&name, &stored)?;
+                if chunk.sequence != first.sequence || chunk.kind != Kind::Chunk {
+                    return Err(damaged(key, "a chunk belongs to another commit"));
+                }
+                value.extend_from_slice(chunk.payload);
+            }
+            if value.len() as u64 != total_bytes {
+                return Err(damaged(key, "its chunks do not add up"));
+            }
+            Ok((first.sequence, value))
+        }
+    }
+}
+
 /// The store id in the file `format`; `None` where there is no such file.
-fn read_format(dir: &Path, fs: &dyn FileSystem) -> Result<Option<u64>, Error> {
+pub(super) fn read_format(dir: &Path, fs: &dyn FileSystem) -> Result<Option<u64>, Error> {
     let path = dir.join("format");
     let file = match fs.open(&path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -436,16 +506,18 @@ fn read_format(dir: &Path, fs: &dyn FileSystem) -> Result<Option<u64>, Error> {
     let words: Vec<&str> = text.split_whitespace().collect();
     let version = FORMAT_VERSION.to_string();
     match words[..] {
-        ["anabranch", found, id] if found == version => u64::from_str_radix(id, 16).ok(),
+        ["anabranch", found, id] if found == version && id.len() == 16 => {
+            u64::from_str_radix(id, 16).ok().map(Some)
+        }
+        ["anabranch", found, _] if found != version && found.parse::<u32>().is_ok() => {
+            let (dir, found) = (dir.to_owned(), found.to_owned());
+            return Err(Error::Version { dir, found });
+        }
         _ => None,
     }
-    .map(Some)
-    .ok_or_else(|| Error::Format {
-        dir: dir.to_owned(),
-        detail: format!(
-            "file format says {:?}, this host reads \"anabranch {version}\"; use the host that wrote it",
-            text.trim()
-        ),
+    .ok_or_else(|| Error::Damaged {
+        place: path.display().to_string(),
+        detail: format!("it says {:?}", text.trim()),
     })
 }
 
@@ -579,7 +651,7 @@ mod tests {
         let text = std::fs::read_to_string(&format).unwrap();
         std::fs::write(&format, text.replace("anabranch 1", "anabranch 2")).unwrap();
         let error = open(dir.path()).err().unwrap().to_string();
-        assert!(error.contains("anabranch 2"), "{error}");
+        assert!(error.contains("format version 2"), "{error}");
         std::fs::remove_file(&format).unwrap();
         let error = open(dir.path()).err().unwrap().to_string();
         assert!(error.contains("format is not"), "{error}");

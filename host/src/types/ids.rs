@@ -81,6 +81,11 @@ name_type!(
     DeploymentName, "deployment"
 );
 
+name_type!(
+    /// A backup's name, under the same rule as topic names.
+    BackupName, "backup"
+);
+
 macro_rules! number_type {
     ($(#[$doc:meta])* $type:ident, $inner:ty) => {
         $(#[$doc])*

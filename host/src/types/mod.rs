@@ -11,8 +11,8 @@ mod take;
 pub use batch::{Batch, Headers, Records, RecordsBuilder, Sources, column_bytes};
 pub use concat::{concat_batches, concat_records};
 pub use ids::{
-    DeploymentId, DeploymentName, Digest, GenerationId, GenerationNumber, LogId, NameError, Offset,
-    PartitionId, TopicId, TopicName,
+    BackupName, DeploymentId, DeploymentName, Digest, GenerationId, GenerationNumber, LogId,
+    NameError, Offset, PartitionId, TopicId, TopicName,
 };
 pub use partitioner::partition_of_key;
 pub use take::{take_column, take_headers, take_records};

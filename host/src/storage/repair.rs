@@ -1,0 +1,116 @@
+//! Putting a new head in the place of a damaged one.
+//!
+//! The new head is made whole below `repair.tmp`, renamed to `repair`, and then its parts are moved into
+//! place; the old head goes to quarantine. While `repair` is there, no host opens the directory, and
+//! [`finish`] takes the moving up where it ended.
+//!
+//! **Invariant:** a process that is ended at any point leaves the old head in its place, or a repair
+//! that can be finished. The old head is never deleted.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::fs::FileSystem;
+use super::store::{Error, Storage, WriteBatch};
+
+const FINISHED: &str = "repair";
+const UNFINISHED: &str = "repair.tmp";
+/// Bytes of one batch of a head that is being made.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// Keys and values of a head.
+pub type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// Whether a repair was begun and must be finished.
+pub fn is_pending(dir: &Path, fs: &dyn FileSystem) -> bool {
+    fs.list(&dir.join(FINISHED)).is_ok()
+}
+
+/// Makes a data directory at `dir`, which has no head, of a store that was before: durable.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn create_head(
+    dir: &Path,
+    fs: &Arc<dyn FileSystem>,
+    store_id: u64,
+    sequence: u64,
+    entries: &Entries,
+) -> Result<(), Error> {
+    let storage = Storage::create_again(dir, fs, store_id, sequence)?;
+    let (mut batch, mut bytes) = (WriteBatch::default(), 0);
+    for (key, value) in entries {
+        bytes += key.len() + value.len();
+        batch.put(key.as_slice(), value.as_slice());
+        if bytes >= BATCH_BYTES {
+            storage.apply(std::mem::take(&mut batch))?;
+            bytes = 0;
+        }
+    }
+    storage.apply(batch)?;
+    storage.close()
+}
+
+/// Makes a new head for `dir` and puts it in place; the old one goes to quarantine. Returns its name
+/// there, if there was one.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn replace_head(
+    dir: &Path,
+    fs: &Arc<dyn FileSystem>,
+    store_id: u64,
+    sequence: u64,
+    entries: &Entries,
+) -> Result<Option<String>, Error> {
+    let (unfinished, finished) = (dir.join(UNFINISHED), dir.join(FINISHED));
+    remove_folder(&unfinished)?;
+    create_head(&unfinished, fs, store_id, sequence, entries)?;
+    fs.sync_dir(&unfinished).map_err(Error::io("sync", &unfinished))?;
+    fs.rename(&unfinished, &finished).map_err(Error::io("rename", &unfinished))?;
+    fs.sync_dir(dir).map_err(Error::io("sync", dir))?;
+    finish(dir, fs.as_ref())
+}
+
+/// Moves the parts of a finished repair into place; what was moved before is left alone. Returns the
+/// name of the old head in quarantine, if it was moved there now.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn finish(dir: &Path, fs: &dyn FileSystem) -> Result<Option<String>, Error> {
+    let (finished, head) = (dir.join(FINISHED), dir.join("head"));
+    let mut set_aside = None;
+    if finished.join("head").exists() {
+        if head.exists() {
+            let quarantine = dir.join("quarantine");
+            fs.create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
+            let free = |n: &u32| !quarantine.join(format!("head.{n}")).exists();
+            let name = format!("head.{}", (0..).find(free).unwrap_or_default());
+            fs.rename(&head, &quarantine.join(&name)).map_err(Error::io("move", &head))?;
+            fs.sync_dir(&quarantine).map_err(Error::io("sync", &quarantine))?;
+            set_aside = Some(name);
+        }
+        let from = finished.join("head");
+        fs.rename(&from, &head).map_err(Error::io("move", &from))?;
+    }
+    for name in ["high-water", "format"] {
+        let from = finished.join(name);
+        if from.exists() {
+            fs.rename(&from, &dir.join(name)).map_err(Error::io("move", &from))?;
+        }
+    }
+    fs.sync_dir(dir).map_err(Error::io("sync", dir))?;
+    remove_folder(&finished)?;
+    fs.sync_dir(dir).map_err(Error::io("sync", dir))?;
+    Ok(set_aside)
+}
+
+/// Removes a folder of this host's own making with all that is in it.
+pub fn remove_folder(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
