@@ -90,6 +90,15 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// Whether it changes more than records and positions: logs, topics, deployments, plugins.
+    pub(super) fn changes_structure(&self) -> bool {
+        let named = |key: &[u8]| matches!(key.first(), Some(b'd' | b'w'));
+        !self.creates.is_empty()
+            || !self.deletes.is_empty()
+            || !self.topics.is_empty()
+            || self.metadata.iter().any(|(key, _)| named(key))
+    }
+
     /// The bytes of records and metadata: what the committer's limit counts.
     pub fn size_bytes(&self) -> usize {
         let records: usize = self.appends.iter().map(|a| a.records.size_bytes()).sum();

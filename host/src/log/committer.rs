@@ -21,6 +21,7 @@ use super::keys;
 use super::partition::{Partition, Run, State};
 use super::sealer;
 use super::segment::Segment;
+use super::snapshot::LogSnapshot;
 use super::topics::TopicState;
 use crate::storage::{WriteBatch, crash_point};
 use crate::threads::{Receiver, Sender};
@@ -74,6 +75,8 @@ pub(super) enum Request {
     Commit(Box<Commit>, Done),
     /// Durable records of the head now lie in a segment.
     Seal(LogId, PartitionId, Arc<Segment>, Done),
+    /// Take a snapshot once the group that it came with is durable.
+    Snapshot(Sender<Result<LogSnapshot, CommitError>>),
     /// Answer all before this, then end.
     Close(Sender<()>),
 }
@@ -124,7 +127,7 @@ pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
         let full = shared.head_bytes() > STALL_HEADS * shared.config.head_bytes;
         let sealed = full.then(|| requests.recv_urgent(STALL)).flatten();
         let Some(first) = sealed.or_else(|| requests.recv()) else { return };
-        let mut close = None;
+        let (mut close, mut snapshot) = (None, None);
         let mut group = Vec::new();
         let mut bytes = 0;
         let mut request = Some(first);
@@ -149,13 +152,19 @@ pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
                         Err(refusal) => done.answer(Err(refusal)),
                     }
                 }
+                Request::Snapshot(answer) => snapshot = Some(answer),
                 Request::Close(answer) => close = Some(answer),
             }
-            if close.is_none() && group.len() < GROUP_COMMITS && bytes < GROUP_BYTES {
+            let last = close.is_some() || snapshot.is_some();
+            if !last && group.len() < GROUP_COMMITS && bytes < GROUP_BYTES {
                 request = requests.try_recv();
             }
         }
         finish(shared, group);
+        if let Some(answer) = snapshot {
+            // Who asked may have gone.
+            let _ = answer.send(LogSnapshot::take(shared));
+        }
         if let Some(answer) = close {
             let _ = answer.send(());
             return;
@@ -322,6 +331,9 @@ fn apply(
     check(shared, &catalog, &commit)?;
     if commit.appends.iter().any(|a| !a.records.is_empty()) {
         free_space.check(shared)?;
+    }
+    if commit.changes_structure() {
+        shared.structure.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
     }
     let (batch, committed) = stage(shared, &mut catalog, commit, &mut effects);
     let applied = shared.storage.apply(batch);

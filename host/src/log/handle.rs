@@ -29,7 +29,7 @@ pub enum Error {
     Storage(#[from] storage::Error),
     /// What lies in the head is not what the log writes.
     #[error(
-        "the value of key \"{key}\" in the head is not what was written: {detail}; restore the data directory from a backup"
+        "the value of key \"{key}\" in the head is not what was written: {detail}; `anabranch doctor --data DIR` says what is lost and repairs, or restore a backup"
     )]
     Damaged {
         /// The key, escaped.
@@ -38,7 +38,9 @@ pub enum Error {
         detail: String,
     },
     /// The files and the manifest do not belong together.
-    #[error("{path}: {detail}; restore the data directory from a backup")]
+    #[error(
+        "{path}: {detail}; `anabranch doctor --data DIR` says what is lost and repairs, or restore a backup"
+    )]
     Files {
         /// The file or folder.
         path: PathBuf,
@@ -114,6 +116,8 @@ pub(super) struct Shared {
     /// Whether the sealer was told to look and has not begun.
     pub check_waits: AtomicBool,
     pub closing: AtomicBool,
+    /// Counts commits that changed more than records and positions.
+    pub structure: AtomicU64,
     pub quarantined: Vec<PathBuf>,
     pub stats: Mutex<LogStats>,
 }
@@ -177,6 +181,9 @@ impl Shared {
 pub struct Log {
     handle: Arc<Handle>,
 }
+
+/// The committer has ended.
+pub(super) struct Stopped;
 
 struct Handle {
     shared: Arc<Shared>,
@@ -287,6 +294,10 @@ impl Log {
     /// Answers what was handed in, then stops: every later commit is refused.
     pub fn close(&self) {
         self.handle.close();
+    }
+
+    pub(super) fn request(&self, request: Request) -> Result<(), Stopped> {
+        self.handle.requests.send(request).map_err(|_| Stopped)
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {

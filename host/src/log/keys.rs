@@ -15,6 +15,8 @@ pub(super) const PARTITIONS: u8 = b'p';
 pub(super) const SEGMENTS: u8 = b's';
 /// Batches of the head.
 pub(super) const HEAD: u8 = b'h';
+/// Lost ranges by log, partition and first offset, a [`super::Lost`] as JSON.
+pub(super) const LOST: u8 = b'x';
 /// The next id that was not given out.
 pub(super) const NEXT_ID: &[u8] = b"n/id";
 
@@ -41,6 +43,16 @@ pub(super) fn head(log: LogId, partition: PartitionId, first: Offset) -> Vec<u8>
 
 pub(super) fn segment(log: LogId, partition: PartitionId, first: Offset) -> Vec<u8> {
     positioned(SEGMENTS, log, partition, first)
+}
+
+pub(super) fn lost(log: LogId, partition: PartitionId, first: Offset) -> Vec<u8> {
+    positioned(LOST, log, partition, first)
+}
+
+/// The lowest and the highest key of a kind for a partition.
+pub(super) fn range(kind: u8, log: LogId, partition: PartitionId) -> (Vec<u8>, Vec<u8>) {
+    let at = |offset| positioned(kind, log, partition, Offset(offset));
+    (at(0), at(u64::MAX))
 }
 
 /// The reverse of a key that ends in log, partition and offset.

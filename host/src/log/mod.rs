@@ -17,14 +17,18 @@ mod direct;
 #[doc(hidden)]
 pub mod fuzz;
 mod handle;
+mod image;
 mod keys;
+mod lost;
 mod measure;
 mod partition;
 mod reader;
 mod recovery;
+mod repair;
 mod sealer;
 mod segment;
 mod signal;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -34,9 +38,12 @@ pub use columns::{schema as segment_schema, to_columns as segment_columns};
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
 pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};
 pub use handle::{Error, Log, LogConfig, LogStats};
+pub use image::{Image, LogPartition, TopicEnd};
 pub use partition::Partition;
 pub use reader::{PartitionReader, ReadError};
+pub use repair::{FileFault, Files, Loss, NewHead, Repair, restored};
 pub use signal::Subscription;
+pub use snapshot::LogSnapshot;
 pub use topics::{
     Mount, Retention, Topic, TopicFormat, TopicPartition, TopicRead, TopicReader, TopicState,
     Topics,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::lost::Lost;
 use super::reader::{PartitionReader, ReadError};
 use super::segment::Segment;
 use super::signal::{Signal, Subscription};
@@ -70,10 +71,18 @@ pub(super) struct State {
     pub segments: Vec<Arc<Segment>>,
     /// The head, in the order of offsets.
     pub tail: VecDeque<Run>,
+    /// Ranges that were lost, by their first offset.
+    pub lost: BTreeMap<Offset, Lost>,
     pub deleted: bool,
 }
 
 impl State {
+    /// The lost range that `at` lies in.
+    pub(super) fn lost_at(&self, at: Offset) -> Option<&Lost> {
+        let (_, lost) = self.lost.range(..=at).next_back()?;
+        (at < lost.next).then_some(lost)
+    }
+
     pub(super) fn durable(&self) -> Offset {
         let held = self.reserved.keys().next().copied();
         held.map_or(self.published, |held| held.min(self.published))

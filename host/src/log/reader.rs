@@ -41,6 +41,18 @@ pub enum ReadError {
         /// Where to go on.
         end: Offset,
     },
+    /// The records were lost, and somebody accepted that.
+    #[error("offset {from} of partition {partition} is lost: {why}; go on at {next}")]
+    Lost {
+        /// The partition.
+        partition: PartitionId,
+        /// The position asked for.
+        from: Offset,
+        /// Where to go on.
+        next: Offset,
+        /// What happened.
+        why: String,
+    },
     /// The generation that wrote this part of the topic was retired.
     #[error(
         "offset {from} of partition {partition} belongs to a retired generation; go on at {next}"
@@ -62,7 +74,9 @@ pub enum ReadError {
         partition: PartitionId,
     },
     /// A file could not be read, or is not what was written.
-    #[error("{path} block {block} cannot be read: {detail}; restore the file from a backup")]
+    #[error(
+        "{path} block {block} cannot be read: {detail}; stop the host: `anabranch doctor` says what is lost and repairs, or restore a backup"
+    )]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -123,6 +137,10 @@ impl PartitionReader {
         }
         if from < state.log_start {
             return Err(ReadError::BelowStart { partition, from, start: state.log_start });
+        }
+        if let Some(lost) = state.lost_at(from) {
+            let (next, why) = (lost.next, lost.why.clone());
+            return Err(ReadError::Lost { partition, from, next, why });
         }
         if from > end {
             return Err(ReadError::BeyondEnd { partition, from, end });

@@ -13,6 +13,7 @@ use super::commit::LogSpec;
 use super::committer::{Assigned, Catalog};
 use super::handle::{Error, LogConfig, PartitionRecord, Shared};
 use super::keys;
+use super::lost::Lost;
 use super::partition::{Partition, Registry, Run, State};
 use super::sealer::Task;
 use super::segment::{Segment, SegmentEntry};
@@ -53,6 +54,7 @@ pub(super) fn recover(
     let registry: Arc<Registry> = Arc::default();
     let mut garbage = WriteBatch::default();
     let mut states = load_partitions(&storage, &catalog, &mut garbage)?;
+    load_lost(&storage, &mut states, &mut garbage)?;
     let quarantined = load_segments(&storage, &fs, &catalog, &mut states, &mut garbage)?;
     crash_point("open-set-aside");
     load_head(&storage, &mut states, &mut garbage)?;
@@ -83,6 +85,7 @@ pub(super) fn recover(
         tasks,
         check_waits: AtomicBool::new(false),
         closing: AtomicBool::new(false),
+        structure: AtomicU64::new(0),
         quarantined,
         stats: Mutex::default(),
     })
@@ -113,6 +116,24 @@ fn load_partitions(
         }
     }
     Ok(states)
+}
+
+fn load_lost(
+    storage: &Storage,
+    states: &mut States,
+    garbage: &mut WriteBatch,
+) -> Result<(), Error> {
+    for (key, lost) in load::<Lost>(storage, keys::LOST)? {
+        let id = keys::parse_positioned(&key).ok_or_else(|| damaged(&key, "the key is cut off"))?;
+        match states.get_mut(&(id.0, id.1)) {
+            Some((_, state)) => {
+                state.published = state.published.max(lost.next);
+                state.lost.insert(id.2, lost);
+            }
+            None => garbage.delete(key),
+        }
+    }
+    Ok(())
 }
 
 /// Takes the segments that the manifest names and sets other files aside; returns these.

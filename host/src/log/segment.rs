@@ -164,6 +164,74 @@ impl Drop for Segment {
     }
 }
 
+/// What a file says and holds, every byte of it checked.
+pub(super) struct ExaminedSegment {
+    pub store: String,
+    pub log: LogId,
+    pub partition: PartitionId,
+    pub entry: SegmentEntry,
+    /// Whether its records have sources: a generation made them.
+    pub sources: bool,
+}
+
+/// Reads all of `file`, a name below the folder `dir` of all segments; `each` is told of bytes as they
+/// are read. The error says what is wrong.
+pub(super) fn examine(
+    fs: &dyn FileSystem,
+    dir: &Path,
+    file: &str,
+    each: &mut dyn FnMut(u64),
+) -> Result<ExaminedSegment, String> {
+    let short = |e: ArrowFileError| match e {
+        ArrowFileError::Damaged { detail, .. } => detail,
+        other => other.to_string(),
+    };
+    let path = dir.join(file);
+    let file_bytes = fs.open(&path).and_then(|f| f.len()).map_err(|e| e.to_string())?;
+    let opened = ArrowFile::open(fs, &path).map_err(short)?;
+    let about: FileMetadata = serde_json::from_value(opened.metadata().clone())
+        .map_err(|e| format!("its metadata are not those of a segment: {e}"))?;
+    let mut entry = SegmentEntry {
+        file: file.to_owned(),
+        first: about.first,
+        next: about.first,
+        records: 0,
+        size_bytes: 0,
+        file_bytes,
+        min_timestamp: i64::MAX,
+        max_timestamp: i64::MIN,
+        append_ms: i64::MIN,
+    };
+    let mut sources = false;
+    for (i, block) in opened.blocks().iter().enumerate() {
+        let bad = |detail: &str| format!("block {i}: {detail}");
+        let index: BlockIndex =
+            serde_json::from_value(block.metadata.clone()).map_err(|e| bad(&e.to_string()))?;
+        let batch = columns::from_columns(&opened.read(i).map_err(short)?)
+            .ok_or_else(|| bad("its columns are not those of a segment"))?;
+        each(block.length);
+        let rises = batch.offsets.windows(2).all(|pair| pair[0] < pair[1]);
+        let (first, last) = (batch.offsets.first(), batch.offsets.last());
+        let inside = first.is_some_and(|o| *o == index.first.0 && *o >= entry.next.0)
+            && last.is_some_and(|o| o + 1 == index.next.0 && index.next <= about.next);
+        if !rises || !inside || batch.len() as u64 != block.rows {
+            return Err(bad("its offsets are not those that it says"));
+        }
+        sources |= batch.records.sources.is_some();
+        entry.next = index.next;
+        entry.records += block.rows;
+        entry.size_bytes += batch.records.size_bytes() as u64;
+        entry.min_timestamp = entry.min_timestamp.min(index.min_timestamp);
+        entry.max_timestamp = entry.max_timestamp.max(index.max_timestamp);
+        entry.append_ms = entry.append_ms.max(index.append_ms);
+    }
+    if about.kind != "segment" || entry.next != about.next {
+        return Err("it does not end where it says".to_owned());
+    }
+    let FileMetadata { store, log, partition, .. } = about;
+    Ok(ExaminedSegment { store, log, partition, entry, sources })
+}
+
 /// Where a new segment file lies and whose it is.
 pub(super) struct SegmentPlace {
     pub fs: Arc<dyn FileSystem>,

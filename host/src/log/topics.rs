@@ -416,6 +416,9 @@ fn shift(error: ReadError, base: Offset, from: Offset) -> ReadError {
         ReadError::BeyondEnd { partition, end, .. } => {
             ReadError::BeyondEnd { partition, from, end: up(end) }
         }
+        ReadError::Lost { partition, next, why, .. } => {
+            ReadError::Lost { partition, from, next: up(next), why }
+        }
         other => other,
     }
 }

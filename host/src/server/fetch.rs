@@ -255,10 +255,15 @@ impl Cursor {
     /// What is there now, within the limits, as one reply.
     fn page(mut self, max_records: usize, max_bytes: usize) -> Result<Response, Problem> {
         let (mut body, mut records, mut bytes) = (Vec::new(), 0, 0);
-        let mut swap = None;
+        let (mut swap, mut at_end) = (None, false);
         while records < max_records && bytes < max_bytes {
             let room = (max_records - records, max_bytes - bytes);
-            match self.reader.read(self.position, Offset::LIMIT, room.0, room.1)? {
+            let read = match self.reader.read(self.position, Offset::LIMIT, room.0, room.1) {
+                // What was read is the reply; the error is that of the next page.
+                Err(_) if records > 0 => break,
+                read => read?,
+            };
+            match read {
                 TopicRead::Records(batch) => {
                     self.write(&mut body, &batch, records == 0)?;
                     records += batch.len();
@@ -272,20 +277,27 @@ impl Cursor {
                         break;
                     }
                 }
-                TopicRead::End => break,
+                TopicRead::End => {
+                    at_end = true;
+                    break;
+                }
             }
         }
         self.end(&mut body)?;
-        Ok(self.reply(body, swap))
+        Ok(self.reply(body, swap, at_end))
     }
 
-    fn reply(&self, body: Vec<u8>, swap: Option<String>) -> Response {
+    /// `at_end`: nothing was left to read. The partition may end at a higher offset, with none between.
+    fn reply(&self, body: Vec<u8>, swap: Option<String>, at_end: bool) -> Response {
         let body = match self.form {
             Form::Ndjson | Form::Events | Form::Arrow => body,
             Form::Json => [b"[", &body[..], b"]"].concat(),
         };
         let mut reply = ([(header::CONTENT_TYPE, self.form.media_type())], body).into_response();
-        let end = self.partition.end_offset().max(self.position);
+        let end = match at_end {
+            true => self.position,
+            false => self.partition.end_offset().max(self.position),
+        };
         let headers = reply.headers_mut();
         headers.insert("anabranch-next-offset", self.position.0.into());
         headers.insert("anabranch-end-offset", end.0.into());
@@ -382,6 +394,7 @@ impl From<ReadError> for Problem {
             ReadError::BeyondEnd { end, .. } => {
                 (StatusCode::RANGE_NOT_SATISFIABLE, "offset_out_of_range", Some(end))
             }
+            ReadError::Lost { next, .. } => (StatusCode::GONE, "offset_lost", Some(next)),
             ReadError::Retired { next, .. } => (StatusCode::GONE, "offset_retired", Some(next)),
             ReadError::Deleted { .. } => (StatusCode::NOT_FOUND, "topic_deleted", None),
             ReadError::Corrupt { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "corrupt", None),

@@ -20,8 +20,8 @@ mod step;
 mod workers;
 
 pub use checkpoint::{
-    StateOf, checkpoint_files, checkpoint_prefix, quarantine_checkpoints,
-    remove as remove_checkpoint,
+    Manifest as CheckpointManifest, StateOf, checkpoint_files, checkpoint_prefix,
+    quarantine_checkpoints, remove as remove_checkpoint,
 };
 pub use cursor::{Cursor, cursor_key, cursor_prefix};
 pub use pending::{CommitMode, FileWriters};

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use super::pending::JournalEntry;
 use super::processor::Failure;
-use crate::log::{Executor, Log, Partition, PartitionReader, TopicRead, TopicReader};
+use crate::log::{
+    Executor, Log, Partition, PartitionReader, ReadError, TopicRead, TopicReader,
+};
 use crate::plugin::{Input, Run};
 use crate::storage::release_read_memory;
 use crate::types::{Batch, LogId, Offset, PartitionId, concat_batches};
@@ -43,6 +45,15 @@ impl InputReader {
         let Some(reader) = &mut self.reader else { return Ok(None) };
         while self.position < to {
             let read = reader.read(self.position, to, limit.records, limit.bytes);
+            if let Err(lost @ ReadError::Lost { next, .. }) = &read {
+                if *next > to {
+                    return Ok(None);
+                }
+                // Whoever repaired the log has accepted it; results go on without these records.
+                tracing::warn!(input = self.name, "{lost}");
+                self.position = *next;
+                continue;
+            }
             match read.map_err(|e| Failure::Read(format!("input {}: {e}", self.name)))? {
                 TopicRead::Records(batch) => return Ok(Some(batch)),
                 TopicRead::Swap { next, .. } if next <= to => self.position = next,
