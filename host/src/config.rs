@@ -141,6 +141,10 @@ section!(
         /// Free bytes on disk below which appends are refused, so that reading, serving and clean-up
         /// still have room.
         min_free_bytes: u64 = 256 << 20,
+        /// Milliseconds between copies of the head that are kept beside it, while it changes: what was
+        /// acknowledged since and is in no segment is lost with the head. A copy costs the writing of
+        /// `head_bytes`, compressed.
+        head_copy_ms: u64 = 60_000,
         /// Largest key in bytes.
         max_key_bytes: usize = 64 << 10,
         /// Largest value in bytes.
@@ -211,6 +215,15 @@ section!(
 );
 
 section!(
+    /// `[backup]`: what clients may ask for.
+    Backup {
+        /// The directory in which the host makes backups when it is asked to, each in a folder of its
+        /// own. Empty: it makes none.
+        dir: PathBuf = PathBuf::new(),
+    }
+);
+
+section!(
     /// `[log]`: what the host says of itself.
     LogOutput {
         /// Which lines: `error`, `warn`, `info`, `debug`, `trace`, or tracing's directives.
@@ -250,6 +263,8 @@ pub struct Config {
     pub tasks: Tasks,
     /// `[plugins]`
     pub plugins: Plugins,
+    /// `[backup]`
+    pub backup: Backup,
     /// `[log]`
     pub log: LogOutput,
 }
@@ -309,8 +324,9 @@ impl Config {
 /// `ANABRANCH_HTTP_MAX_BODY_BYTES` is key `max_body_bytes` of section `http`; other variables, such as
 /// the client's `ANABRANCH_URL`, are not about the configuration.
 fn section_and_key(name: &str) -> Option<(&'static str, String)> {
-    const SECTIONS: [&str; 9] =
-        ["data", "http", "auth", "audit", "storage", "segments", "tasks", "plugins", "log"];
+    const SECTIONS: [&str; 10] = [
+        "data", "http", "auth", "audit", "storage", "segments", "tasks", "plugins", "backup", "log",
+    ];
     let rest = name.strip_prefix("ANABRANCH_")?.to_ascii_lowercase();
     SECTIONS.iter().find_map(|section| {
         let key = rest.strip_prefix(section)?.strip_prefix('_')?;

@@ -8,6 +8,7 @@ mod floors;
 mod fuzz;
 mod hostile;
 mod properties;
+mod recovery;
 mod serving;
 mod support;
 mod swap;

@@ -123,6 +123,24 @@ pub enum Command {
     /// Make, list and revoke tokens, for a host that asks for them
     #[command(subcommand)]
     Token(Token),
+    /// Check a data directory that no host runs on, and repair it
+    #[command(after_help = "Examples:
+  anabranch doctor --data /var/lib/anabranch
+  anabranch doctor --data /var/lib/anabranch --repair                 if nothing is lost by it
+  anabranch doctor --data /var/lib/anabranch --repair --accept-loss   even if something is
+
+Exit codes: 0 nothing is wrong, or all of it was repaired; 1 findings, or it could not be checked;
+5 a repair would lose records and was not told to.")]
+    Doctor(Doctor),
+    /// Back up a host while it runs, or a data directory that no host runs on
+    #[command(after_help = "Examples:
+  anabranch backup nightly                                    a folder of [backup] dir, on the host's machine
+  anabranch backup /mnt/backups/nightly --data /var/lib/anabranch")]
+    Backup(Backup),
+    /// Make a data directory from a backup
+    #[command(after_help = "Example:
+  anabranch restore /mnt/backups/nightly --data /var/lib/anabranch")]
+    Restore(Restore),
     /// Measure this host on this machine: a real `serve` of its own, asked over HTTP
     #[command(after_help = "Examples:
   anabranch bench --quick
@@ -184,6 +202,43 @@ pub struct Serve {
     /// Allow an address that other machines can reach without TLS or without tokens
     #[arg(long)]
     pub insecure: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Data directory
+    #[arg(long, default_value = "anabranch-data")]
+    pub data: PathBuf,
+    /// Make a new head from what is intact; the old one goes to quarantine
+    #[arg(long)]
+    pub repair: bool,
+    /// Repair although acknowledged records are lost by it; readers are told which
+    #[arg(long, requires = "repair")]
+    pub accept_loss: bool,
+    /// Where the head is copied to be looked at; by default the system's directory for temporary files
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+}
+
+/// `backup`
+#[derive(Debug, Args)]
+pub struct Backup {
+    /// The name of a folder in the host's [backup] dir; with --data, the folder itself
+    pub dest: PathBuf,
+    /// Back up this data directory, on which no host runs
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+}
+
+/// `restore`
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The folder of the backup
+    pub source: PathBuf,
+    /// Data directory to make; it must not exist or be empty
+    #[arg(long, default_value = "anabranch-data")]
+    pub data: PathBuf,
 }
 
 /// `bench`

@@ -11,7 +11,7 @@ use super::args::{
 };
 use super::client::{Client, Error, segment};
 use super::print::{cell, count, size, table};
-use super::{bench, consume, produce, progress};
+use super::{bench, consume, produce, progress, recovery};
 use crate::clock::SharedClock;
 use crate::deployment::{PluginStatus, StoreEntry, StoreStatus, TopicStatus};
 
@@ -71,6 +71,9 @@ pub fn run(cli: Cli, clock: SharedClock) -> Result<(), Error> {
         Command::Status(args) => progress::status(&context, args.name.as_deref(), args.watch),
         Command::Store(store) => run_store(&context, store),
         Command::Token(args) => super::token::run(&context, args),
+        Command::Doctor(args) => recovery::doctor(&context, &args),
+        Command::Backup(args) => recovery::backup(&context, &args),
+        Command::Restore(args) => recovery::restore_backup(&context, &args),
         Command::Bench(args) => bench::run(&context, &args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

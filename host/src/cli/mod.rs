@@ -1,7 +1,8 @@
-//! The command line: a client of a host for everything but `serve`.
+//! The command line: a client of a host for everything but `serve`, and the tools of an operator
+//! whose host is stopped.
 //!
 //! [`Cli`] says what can be said, [`run`] does it. Commands talk to the host over HTTP only; what
-//! they share with it are the shapes of requests and answers.
+//! they share with it are the shapes of requests and answers. Only `recovery` opens a data directory.
 //!
 //! **Invariant:** results go to standard output, everything else (progress, notes, errors) to
 //! standard error; with `--json` each result is one line of JSON.
@@ -16,6 +17,7 @@ mod follow;
 mod print;
 mod produce;
 mod progress;
+mod recovery;
 mod token;
 
 pub use args::{Bench as BenchArgs, Cli, Command, CompilePlugin, Serve};

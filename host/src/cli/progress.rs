@@ -13,6 +13,8 @@ use crate::deployment::{DeploymentStatus, GenerationStatus, Phase};
 
 /// Between two looks at the host while something is awaited.
 const POLL: Duration = Duration::from_millis(200);
+/// The bar of bytes, with rate and time left.
+const BYTE_BAR: &str = "{prefix} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
 /// The bar of a replay.
 const BAR: &str = "{prefix} {wide_bar} {percent:>3} %  {msg}";
 
@@ -167,22 +169,51 @@ fn find(status: &DeploymentStatus, number: u32) -> Result<&GenerationStatus, Err
     })
 }
 
-/// A bar on standard error, where that is a terminal.
+/// A bar on standard error, where that is a terminal and `json` was not asked for.
+fn drawn(json: bool, template: &str) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() && !json {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(None, target);
+    bar.set_style(ProgressStyle::with_template(template).expect("a test parses the templates"));
+    bar
+}
+
+/// The bar of work that is counted in bytes; it goes when it is dropped.
+pub struct ByteBar {
+    bar: ProgressBar,
+}
+
+impl ByteBar {
+    /// A bar that says what is done.
+    pub fn new(json: bool, what: &'static str) -> Self {
+        let bar = drawn(json, BYTE_BAR);
+        bar.set_prefix(what);
+        Self { bar }
+    }
+
+    /// Shows how many bytes of how many are done.
+    pub fn show(&self, done: u64, total: u64) {
+        self.bar.set_length(total.max(done));
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for ByteBar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// The bar of a generation.
 struct Bar {
     bar: ProgressBar,
 }
 
 impl Bar {
     fn new(context: &Context) -> Self {
-        let shown = std::io::stderr().is_terminal() && !context.json;
-        let target = match shown {
-            true => ProgressDrawTarget::stderr(),
-            false => ProgressDrawTarget::hidden(),
-        };
-        let bar = ProgressBar::with_draw_target(None, target);
-        let style = ProgressStyle::with_template(BAR);
-        bar.set_style(style.expect("a test parses the template"));
-        Self { bar }
+        Self { bar: drawn(context.json, BAR) }
     }
 
     fn show(&self, name: &str, generation: &GenerationStatus) {
@@ -242,5 +273,6 @@ mod tests {
     #[test]
     fn the_bar_can_be_drawn() {
         ProgressStyle::with_template(BAR).unwrap();
+        ProgressStyle::with_template(BYTE_BAR).unwrap();
     }
 }

@@ -16,7 +16,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::audit::Audit;
+use super::backup::Backups;
 use super::events::{Events, rfc3339};
+use super::head_copies::HeadCopies;
 use super::metrics::{HostMetrics, HttpMetrics, PartitionLabels};
 use super::record::{DeploymentRecord, PluginRecord};
 use super::running::{RunningGeneration, topic};
@@ -159,6 +161,8 @@ pub(super) struct Inner {
     /// Held while names are taken or freed: deploys, deletions, new topics.
     pub naming: Mutex<()>,
     pub safe: bool,
+    pub backups: Backups,
+    head_copies: Mutex<Option<HeadCopies>>,
     plugins: RwLock<BTreeMap<Digest, PluginRecord>>,
     loaded: Mutex<BTreeMap<Digest, Arc<Plugin>>>,
     sticky: AtomicU32,
@@ -195,6 +199,7 @@ impl Registry {
         let dir = config.data.dir.clone();
         let storage = Storage::open(&dir, &file_system, &clock);
         let storage = Arc::new(storage.map_err(cannot_open)?);
+        let backups = Backups::on(Arc::clone(&file_system));
         // From here on a failed sync of any file stops all writing.
         let file_system = storage.file_system();
         crash_point("open-head");
@@ -245,6 +250,10 @@ impl Registry {
         });
         quarantine_checkpoints(&env, &dir.join("quarantine"))
             .map_err(|e| Error::new(Kind::Internal, "cannot_open", e))?;
+        let interval = Duration::from_millis(config.storage.head_copy_ms);
+        let copies = (log.clone(), Arc::clone(&file_system), Arc::clone(&clock));
+        let head_copies =
+            HeadCopies::start(copies.0, copies.1, copies.2, interval).map_err(machine)?;
         let registry = Self {
             inner: Arc::new(Inner {
                 config: config.clone(),
@@ -262,6 +271,8 @@ impl Registry {
                 deployments: RwLock::default(),
                 naming: Mutex::default(),
                 safe,
+                backups,
+                head_copies: Mutex::new(Some(head_copies)),
                 plugins: RwLock::default(),
                 loaded: Mutex::default(),
                 sticky: AtomicU32::new(0),
@@ -305,6 +316,9 @@ impl Registry {
         self.inner.env.files.close();
         for deployment in &deployments {
             self.checkpoint(&deployment.state.lock().record);
+        }
+        if let Some(copies) = self.inner.head_copies.lock().take() {
+            copies.close();
         }
         self.inner.log.close();
     }

@@ -11,6 +11,7 @@
 
 mod access;
 mod app;
+mod backups;
 mod connection;
 mod deployments;
 mod extract;

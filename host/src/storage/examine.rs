@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::frame;
 use super::fs::FileSystem;
+use super::opening::OLD;
 use super::store::{Error, STORE_ID_KEY, TIP_KEY, assemble, read_format, read_high_water};
 
 /// What lies in a data directory beside the values of its head.
@@ -45,7 +46,9 @@ impl HeadExam {
     pub fn copy(dir: &Path, scratch: &Path) -> Result<Self, Error> {
         let made = tempfile::Builder::new().prefix("anabranch-doctor-").tempdir_in(scratch);
         let made = made.map_err(Error::io("create a folder below", scratch))?;
-        let head = dir.join("head");
+        // A start that was refused or ended leaves the original beside what it was recovered to.
+        let (head, old) = (dir.join("head"), dir.join(OLD));
+        let head = if old.exists() { old } else { head };
         if head.exists() {
             copy_folder(&head, &made.path().join("head"))
                 .map_err(Error::io("copy the head to a scratch folder: see --scratch:", &head))?;

@@ -34,7 +34,10 @@ pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_head_copy};
 pub use machine::{available_memory_bytes, stand_back};
 pub use packed::release as release_read_memory;
-mod repair;
+pub use repair::{
+    Entries, create_head, finish as finish_repair, is_pending as repair_is_pending, remove_folder,
+    replace_head,
+};
 pub use store::{Error, Storage, WriteBatch};
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.

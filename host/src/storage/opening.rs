@@ -33,7 +33,7 @@ const UNFINISHED: &str = ".generating";
 /// Where a copy is made, and what is no longer needed goes, beside the head.
 const COPY: &str = "head.copy";
 /// Where the original waits, beside the head.
-const OLD: &str = "head.old";
+pub(super) const OLD: &str = "head.old";
 
 /// Opens sled in the folder `head`, or creates it.
 pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
@@ -50,6 +50,10 @@ pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
     if old.exists() {
         remove_folder(head)?;
         rename(&old, head)?;
+    }
+    if !head.join("db").exists() {
+        let (place, detail) = (head.display().to_string(), "it is not there".to_owned());
+        return Err(Error::Damaged { place, detail });
     }
     // A snapshot that was being written makes sled refuse to open.
     for name in names(head)?.iter().filter(|name| name.ends_with(UNFINISHED)) {

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::fs::FileSystem;
+use super::opening::OLD;
 use super::store::{Error, Storage, WriteBatch};
 
 const FINISHED: &str = "repair";
@@ -83,12 +84,13 @@ pub fn finish(dir: &Path, fs: &dyn FileSystem) -> Result<Option<String>, Error> 
     let (finished, head) = (dir.join(FINISHED), dir.join("head"));
     let mut set_aside = None;
     if finished.join("head").exists() {
-        if head.exists() {
+        // The next start would take the original of a start that was refused for the head.
+        for old in [head.clone(), dir.join(OLD)].iter().filter(|old| old.exists()) {
             let quarantine = dir.join("quarantine");
             fs.create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
             let free = |n: &u32| !quarantine.join(format!("head.{n}")).exists();
             let name = format!("head.{}", (0..).find(free).unwrap_or_default());
-            fs.rename(&head, &quarantine.join(&name)).map_err(Error::io("move", &head))?;
+            fs.rename(old, &quarantine.join(&name)).map_err(Error::io("move", old))?;
             fs.sync_dir(&quarantine).map_err(Error::io("sync", &quarantine))?;
             set_aside = Some(name);
         }

@@ -11,9 +11,7 @@ use std::sync::Arc;
 
 use super::pending::JournalEntry;
 use super::processor::Failure;
-use crate::log::{
-    Executor, Log, Partition, PartitionReader, ReadError, TopicRead, TopicReader,
-};
+use crate::log::{Executor, Log, Partition, PartitionReader, ReadError, TopicRead, TopicReader};
 use crate::plugin::{Input, Run};
 use crate::storage::release_read_memory;
 use crate::types::{Batch, LogId, Offset, PartitionId, concat_batches};

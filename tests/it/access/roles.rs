@@ -8,7 +8,7 @@ use super::token;
 use crate::support::Host;
 
 /// What each operation needs, written down once more: a slip in the host's own table shows here.
-const NEEDS: [(&str, &str); 33] = [
+const NEEDS: [(&str, &str); 35] = [
     ("delete /v1/deployments/{name}", "deploy"),
     ("delete /v1/tokens/{id}", "admin"),
     ("delete /v1/topics/{topic}", "deploy"),
@@ -16,6 +16,8 @@ const NEEDS: [(&str, &str); 33] = [
     ("get /metrics", "observe"),
     ("get /openapi.json", "open"),
     ("get /readyz", "open"),
+    ("get /v1/backups/{name}", "admin"),
+    ("post /v1/backups/{name}", "admin"),
     ("get /v1/deployments", "observe"),
     ("get /v1/deployments/{name}", "observe"),
     ("get /v1/deployments/{name}/generations", "observe"),

@@ -1,0 +1,509 @@
+//! The day a disk fails: what a host says, what `doctor` finds and repairs, what `backup` and `restore`
+//! bring back, and what happens when space runs out.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::support::{Client, Host, anabranch, lines, outcome, seed, wait_until};
+use crate::swap::{deploy, plain_tallies, records, stored_tallies, swap, wait_idle};
+
+/// A head that is sealed often, and copied when its catalogue changes or the host stops.
+const SMALL: [(&str, &str); 2] =
+    [("ANABRANCH_STORAGE_HEAD_BYTES", "30000"), ("ANABRANCH_STORAGE_HEAD_COPY_MS", "3600000")];
+
+/// Runs the command line on a directory, without a host.
+fn offline(args: &[&str], data: &Path) -> (i32, String, String) {
+    let mut command = anabranch();
+    outcome(&command.args(args).arg("--data").arg(data).output().expect("the binary runs"))
+}
+
+/// What `doctor` reports, and its exit code.
+fn doctor(data: &Path, more: &[&str]) -> (i32, Value, String) {
+    let (code, out, error) = offline(&[&["doctor", "--json"], more].concat(), data);
+    (code, serde_json::from_str(&out).unwrap_or_default(), error)
+}
+
+/// What a host says that cannot start on `data`.
+fn refusal(data: &Path) -> String {
+    let (code, out, error) = offline(&["serve", "--listen", "127.0.0.1:0"], data);
+    assert_eq!((code, out.as_str()), (1, ""), "{error}");
+    let complaints: Vec<&str> = error.lines().filter(|l| l.starts_with("anabranch: ")).collect();
+    assert_eq!(complaints.len(), 1, "one sentence, not: {error}");
+    assert!(!error.contains("panicked") && !error.contains("backtrace"), "{error}");
+    complaints[0].to_owned()
+}
+
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in {text:?}");
+    }
+}
+
+/// Copies a folder with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (entry, target) =
+            (entry.as_ref().unwrap(), to.join(entry.as_ref().unwrap().file_name()));
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+/// The files of a log's segments, in the order of offsets.
+fn segments(data: &Path, log: &str, partition: u32) -> Vec<PathBuf> {
+    let listed = std::fs::read_dir(data.join("segments").join(log)).unwrap();
+    let mut files: Vec<_> = listed.map(|entry| entry.unwrap().path()).collect();
+    let prefix = format!("{partition}-");
+    files.retain(|f| f.file_name().unwrap().to_string_lossy().starts_with(&prefix));
+    files.sort();
+    files
+}
+
+fn flip_a_byte(file: &Path, at: usize) {
+    let mut bytes = std::fs::read(file).unwrap();
+    bytes[at] ^= 0x10;
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn end(client: &Client, topic: &str, partition: usize) -> u64 {
+    let topic = client.get(&format!("/v1/topics/{topic}")).ok();
+    topic["partitions"][partition]["end_offset"].as_u64().unwrap()
+}
+
+/// Sends records in small requests.
+fn append_all(client: &Client, topic: &str, records: &[Value]) {
+    records.chunks(100).for_each(|part| drop(client.append(topic, part)));
+}
+
+/// A stopped host's directory: topic `in` of two partitions with segments and a head, and the tally of
+/// it, which is exact.
+fn stopped(home: &Path) -> PathBuf {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let mut host = Host::on(home, &SMALL);
+    host.partitions("in", 2);
+    deploy(&host, "t", &["in"], &json!({}));
+    append_all(&host, "in", &records(&mut random, 6_000));
+    host.wait_processed("t", 1, 6_000);
+    host.stop();
+    host.data()
+}
+
+#[test]
+fn a_backup_under_load_is_one_moment_and_comes_back_whole() {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let home = tempfile::tempdir().unwrap();
+    let backups = home.path().join("backups");
+    let settings = [SMALL[0], SMALL[1], ("ANABRANCH_BACKUP_DIR", backups.to_str().unwrap())];
+    let settings = [&settings[..], &[("ANABRANCH_TASKS_CHECKPOINT_BYTES", "20000")]].concat();
+    let mut host = Host::on(home.path(), &settings);
+    host.partitions("in", 2);
+    deploy(&host, "t", &["in"], &json!({}));
+    append_all(&host, "in", &records(&mut random, 4_000));
+    let (code, first, error) = host.cli(&["backup", "nightly", "--json"]);
+    assert_eq!(code, 0, "{error}");
+    let first: Value = serde_json::from_str(&first).unwrap();
+
+    // Again, while records keep coming: only what is new is copied.
+    let stop = Arc::new(AtomicBool::new(false));
+    let producer = {
+        let (stop, client, seed) = (Arc::clone(&stop), host.client(), random.u64(..));
+        std::thread::spawn(move || {
+            let mut random = fastrand::Rng::with_seed(seed);
+            while !stop.load(Ordering::Relaxed) {
+                client.append("in", &records(&mut random, 100));
+            }
+        })
+    };
+    wait_until("records come", || end(&host, "in", 0) > 3_000);
+    let (code, second, error) = host.cli(&["backup", "nightly", "--json"]);
+    assert_eq!(code, 0, "{error}");
+    let second: Value = serde_json::from_str(&second).unwrap();
+    wait_until("more records come", || {
+        end(&host, "in", 0) > second["topics"]["in"][0].as_u64().unwrap() + 500
+    });
+    stop.store(true, Ordering::Relaxed);
+    producer.join().unwrap();
+    let number = |status: &Value, field: &str| status[field].as_u64().unwrap();
+    assert!(number(&second, "sequence") > number(&first, "sequence"));
+    assert!(number(&second, "copied_bytes") < number(&second, "total_bytes"), "{second}");
+    host.post("/v1/backups/..", &json!({})).refused(400, "invalid_name", &[".."]);
+    host.post("/v1/backups/a%2Fb", &json!({})).refused(400, "invalid_name", &["a/b"]);
+    host.get("/v1/backups/weekly").refused(404, "backup_not_found", &["weekly"]);
+    let original: Vec<_> = (0..2).map(|p| host.records("in", p)).collect();
+    host.stop();
+
+    // What is restored is what was there at one moment, and it goes on from there.
+    let (source, again) = (backups.join("nightly"), tempfile::tempdir().unwrap());
+    let data = again.path().join("data");
+    let source_text = source.to_str().unwrap();
+    let (code, out, error) = offline(&["restore", source_text, "--json"], &data);
+    assert_eq!(code, 0, "{error}");
+    let restored: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&restored["topics"], &restored["sequence"]),
+        (&second["topics"], &second["sequence"])
+    );
+    let (code, report, error) = doctor(&data, &[]);
+    assert_eq!((code, &report["findings"]), (0, &json!([])), "{error}");
+    let host = Host::on(again.path(), &SMALL);
+    let mut count = 0;
+    for (p, original) in original.iter().enumerate() {
+        let own = host.records("in", p as u32);
+        let last = second["topics"]["in"][p].as_u64().unwrap();
+        assert_eq!(own.last().unwrap()["offset"].as_u64().unwrap() + 1, last);
+        assert!(original.len() > own.len(), "records came after the backup");
+        assert_eq!(own[..], original[..own.len()]);
+        count += own.len() as u64;
+        // A follower that was further than the backup is told; one at its end goes on.
+        let path = format!("/v1/topics/in/partitions/{p}/records?from=");
+        let further = host.get(&format!("{path}{}", last + 1));
+        further.refused(410, "offset_lost", &["restored from a backup", "go on at"]);
+        assert_eq!(host.get(&format!("{path}{last}")).status, 200);
+        // No offset is given out a second time.
+        let record = json!({"key": format!("new{p}"), "value": "x", "partition": p});
+        let appended = host.append("in", &[record]);
+        let next = appended["partitions"][p.to_string()]["next_offset"].as_u64().unwrap();
+        assert!(next > original.last().unwrap()["offset"].as_u64().unwrap() + (1 << 31), "{next}");
+        let page =
+            host.ask("GET", &format!("{path}{last}"), &[("accept", "application/json")], b"");
+        assert_eq!(page.unwrap().ok()[0]["offset"], next - 1);
+    }
+    host.wait_processed("t", 1, count + 2);
+    assert_eq!(stored_tallies(&host, "t", 1), plain_tallies(&host, "in", 2));
+    swap(&host, "t", &json!({}));
+    host.wait_live("t", 2);
+    wait_idle(&host, "t");
+    assert_eq!(stored_tallies(&host, "t", 2), plain_tallies(&host, "in", 2));
+    let host = host.restart_with(&SMALL);
+    wait_idle(&host, "t");
+    assert_eq!(stored_tallies(&host, "t", 2), plain_tallies(&host, "in", 2));
+
+    // A target that holds something is left alone, and damage in a backup is found.
+    let (code, _, error) = offline(&["restore", source_text], &host.data());
+    assert_eq!(code, 4, "{error}");
+    assert_says(&error, &["is not empty"]);
+    let logs = std::fs::read_dir(source.join("segments")).unwrap();
+    let mut files = logs.flat_map(|log| std::fs::read_dir(log.unwrap().path()).unwrap());
+    let file = files.next().unwrap().unwrap().path();
+    flip_a_byte(&file, 700);
+    let target = again.path().join("other");
+    let (code, _, error) = offline(&["restore", source_text], &target);
+    assert_eq!(code, 1, "{error}");
+    assert_says(&error, &[file.to_str().unwrap(), "damaged", "another backup"]);
+    assert!(!target.exists(), "what is not whole has no name");
+}
+
+#[test]
+fn a_stopped_host_is_backed_up_and_backups_are_off_by_default() {
+    let home = tempfile::tempdir().unwrap();
+    let data = stopped(home.path());
+    let dest = home.path().join("backup");
+    let (code, _, error) = offline(&["backup", dest.to_str().unwrap()], &data);
+    assert_eq!(code, 0, "{error}");
+    let again = home.path().join("again");
+    assert_eq!(offline(&["restore", dest.to_str().unwrap()], &again).0, 0);
+    assert_eq!(doctor(&again, &[]).0, 0);
+    // A folder that holds something else is left alone.
+    let (code, _, error) = offline(&["backup", home.path().to_str().unwrap()], &data);
+    assert_eq!(code, 4, "{error}");
+    assert_says(&error, &["no part of a backup"]);
+    assert!(!home.path().join("segments").exists(), "nothing is put there");
+    let host = Host::on(home.path(), &SMALL);
+    let off = host.post("/v1/backups/nightly", &json!({}));
+    off.refused(422, "backups_off", &["[backup] dir", "--data DIR"]);
+}
+
+#[test]
+fn a_damaged_segment_is_named_and_the_rest_goes_on() {
+    let home = tempfile::tempdir().unwrap();
+    let data = stopped(home.path());
+    let log = std::fs::read_dir(data.join("segments")).unwrap();
+    let mut logs: Vec<u64> =
+        log.map(|e| e.unwrap().file_name().to_string_lossy().parse().unwrap()).collect();
+    logs.sort_unstable();
+    let input = logs[0].to_string();
+    assert!(segments(&data, &input, 0).len() > 2, "there is a segment between two others");
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm, bool); 3] = [
+        ("lost", |file| std::fs::remove_file(file).unwrap(), true),
+        (
+            "cut off",
+            |file| {
+                let length = std::fs::metadata(file).unwrap().len();
+                std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(file)
+                    .unwrap()
+                    .set_len(length / 2)
+                    .unwrap();
+            },
+            true,
+        ),
+        ("flipped", |file| flip_a_byte(file, 700), false),
+    ];
+    for (name, harm, refuses) in harms {
+        let case = tempfile::tempdir().unwrap();
+        let damaged = case.path().join("data");
+        copy(&data, &damaged);
+        let file = segments(&damaged, &input, 0)[1].clone();
+        let file_name = file.file_name().unwrap().to_string_lossy().into_owned();
+        harm(&file);
+        if refuses {
+            assert_says(&refusal(&damaged), &[&file_name, "anabranch doctor", "backup"]);
+        }
+        let (code, report, _) = doctor(&damaged, &[]);
+        assert_eq!(code, 1, "{name}: {report}");
+        let place = report["findings"][0]["place"].as_str().unwrap();
+        assert_says(place, &[&file_name]);
+        assert_eq!(report["losses"][0]["place"], "topic in partition 0", "{name}: {report}");
+        let range = |field: &str| report["losses"][0][field].as_u64().unwrap();
+        let (from, next) = (range("from"), range("next"));
+        let (code, _, error) = doctor(&damaged, &["--repair"]);
+        assert_eq!(code, 5, "{error}");
+        let (code, report, error) = doctor(&damaged, &["--repair", "--accept-loss"]);
+        assert_eq!((code, &report["repaired"]), (0, &json!(true)), "{error}");
+        assert_eq!(doctor(&damaged, &[]).0, 0, "{name}");
+
+        let host = Host::on(case.path(), &SMALL);
+        let path = "/v1/topics/in/partitions/0/records?from=";
+        for at in [from, (from + next) / 2, next - 1] {
+            let lost = host.get(&format!("{path}{at}"));
+            lost.refused(410, "offset_lost", &["not intact", "repaired"]);
+            assert_eq!(lost.body["next_offset"], next, "{name}");
+        }
+        let before = host.get(&format!("{path}0"));
+        assert_eq!(before.number("anabranch-next-offset"), from, "{name}: up to the gap");
+        let behind =
+            host.ask("GET", &format!("{path}{next}"), &[("accept", "application/json")], b"");
+        assert_eq!(behind.unwrap().ok()[0]["offset"], next);
+        // What was computed stays, records still come, and a replay goes on behind the gap.
+        host.append("in", &[json!({"key": "k1", "value": "x", "partition": 0})]);
+        host.wait_processed("t", 1, 6_001);
+        swap(&host, "t", &json!({}));
+        host.wait_live("t", 2);
+        wait_idle(&host, "t");
+        let status = host.status("t");
+        let count = status["generations"].as_array().unwrap().iter().find(|g| g["number"] == 2);
+        assert_eq!(count.unwrap()["progress"]["records"], 6_001 - (next - from), "{name}");
+    }
+}
+
+#[test]
+fn a_lost_state_is_made_again_by_a_swap() {
+    let home = tempfile::tempdir().unwrap();
+    let mut random = fastrand::Rng::with_seed(seed());
+    let settings = [&SMALL[..], &[("ANABRANCH_TASKS_CHECKPOINT_BYTES", "3000")]].concat();
+    let mut host = Host::on(home.path(), &settings);
+    host.partitions("in", 1);
+    deploy(&host, "t", &["in"], &json!({}));
+    append_all(&host, "in", &records(&mut random, 3_000));
+    host.wait_processed("t", 1, 3_000);
+    let checkpoints = host.data().join("checkpoints");
+    let files = || std::fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path());
+    wait_until("a checkpoint is written", || files().any(|f| f.extension().unwrap() == "arrow"));
+    host.stop();
+    files().for_each(|file| std::fs::remove_file(file).unwrap());
+    let (code, report, _) = doctor(&host.data(), &[]);
+    assert_eq!((code, report["findings"].as_array().unwrap().len()), (1, 1), "{report}");
+    let finding = report["findings"][0].to_string();
+    assert_says(&finding, &["checkpoints/", "t (generation 1)", "anabranch swap"]);
+
+    let host = Host::on(home.path(), &SMALL);
+    let failure = || host.status("t")["generations"][0]["tasks"][0]["failure"].clone();
+    wait_until("the task says why it stopped", || failure().is_string());
+    assert_says(&failure().to_string(), &["checkpoints/"]);
+    assert_eq!(host.records("in", 0).len(), 3_000, "all else is served");
+    host.append("in", &records(&mut random, 10));
+    swap(&host, "t", &json!({}));
+    host.wait_live("t", 2);
+    host.wait_processed("t", 2, 3_010);
+    assert_eq!(stored_tallies(&host, "t", 2), plain_tallies(&host, "in", 1));
+}
+
+#[test]
+fn a_lost_head_is_made_again_and_no_offset_is_used_twice() {
+    let home = tempfile::tempdir().unwrap();
+    let mut random = fastrand::Rng::with_seed(seed());
+    let mut host = Host::on(home.path(), &SMALL);
+    host.partitions("in", 1);
+    deploy(&host, "t", &["in"], &json!({}));
+    // A copy of this catalogue, before any record.
+    let copy_of_head = host.data().join("head-copy.arrow");
+    std::thread::sleep(std::time::Duration::from_millis(2_500));
+    assert!(copy_of_head.exists(), "the head is copied");
+    append_all(&host, "in", &records(&mut random, 5_000));
+    host.wait_processed("t", 1, 5_000);
+    // The newest are few, and stay in the head.
+    host.append("in", &records(&mut random, 10));
+    let acknowledged = end(&host, "in", 0);
+    let original = host.records("in", 0);
+    host.kill();
+    let data = host.data();
+    std::fs::rename(data.join("head"), home.path().join("lost")).unwrap();
+    assert_says(&refusal(&data), &["not there", "anabranch doctor", "backup"]);
+    let (code, report, _) = doctor(&data, &[]);
+    assert_eq!(code, 1, "{report}");
+    let loss = &report["losses"][0];
+    assert_eq!((&loss["place"], &loss["next"]), (&json!("topic in partition 0"), &Value::Null));
+    let from = loss["from"].as_u64().unwrap();
+    assert!(0 < from && from <= acknowledged, "segments are there and the head is not: {report}");
+    assert_eq!(doctor(&data, &["--repair"]).0, 5);
+    let (code, _, error) = doctor(&data, &["--repair", "--accept-loss"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(doctor(&data, &[]).0, 0);
+
+    let host = Host::on(home.path(), &SMALL);
+    let kept = host.records("in", 0);
+    assert_eq!(kept[..], original[..from as usize], "everything up to the loss, and nothing else");
+    let appended = host.append("in", &records(&mut random, 10));
+    let next = appended["partitions"]["0"]["next_offset"].as_u64().unwrap();
+    assert!(next - 10 >= acknowledged, "{next}");
+    let lost = host.get(&format!("/v1/topics/in/partitions/0/records?from={}", acknowledged + 1));
+    lost.refused(410, "offset_lost", &["go on at"]);
+    host.wait_processed("t", 1, from + 10);
+    assert_eq!(stored_tallies(&host, "t", 1), plain_tallies(&host, "in", 1));
+}
+
+#[test]
+fn a_head_that_sled_cannot_open_is_a_sentence_and_never_a_panic() {
+    let home = tempfile::tempdir().unwrap();
+    let data = stopped(home.path());
+    let seed = seed();
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut refused = 0;
+    for round in 0..6 {
+        let case = tempfile::tempdir().unwrap();
+        let damaged = case.path().join("data");
+        copy(&data, &damaged);
+        let db = damaged.join("head/db");
+        let mut bytes = std::fs::read(&db).unwrap();
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+        for _ in 0..1 << round {
+            bytes[random.usize(0..used)] ^= 1 << random.u32(0..8);
+        }
+        std::fs::write(&db, bytes).unwrap();
+        let (code, report, error) = doctor(&damaged, &[]);
+        assert!(!error.contains("panicked"), "SEED={seed} round {round}: {error}");
+        if code == 0 {
+            // The bits lay where nothing is.
+            continue;
+        }
+        refused += 1;
+        assert_eq!(code, 1, "SEED={seed} round {round}: {error}");
+        assert_ne!(report["findings"], json!([]));
+        assert_says(&refusal(&damaged), &["anabranch doctor", "backup"]);
+        let (code, _, error) = doctor(&damaged, &["--repair", "--accept-loss"]);
+        assert_eq!(code, 0, "SEED={seed} round {round}: {error}");
+        assert_eq!(doctor(&damaged, &[]).0, 0, "SEED={seed} round {round}");
+        // The copy was written when the host stopped: nothing is lost at all.
+        let host = Host::on(case.path(), &SMALL);
+        assert_eq!(host.records("in", 0).len() + host.records("in", 1).len(), 6_000);
+        wait_idle(&host, "t");
+        assert_eq!(stored_tallies(&host, "t", 1), plain_tallies(&host, "in", 2));
+    }
+    assert!(refused > 0, "SEED={seed}: no damage was found at all");
+}
+
+#[test]
+fn each_directory_that_cannot_be_opened_has_a_way_out() {
+    let home = tempfile::tempdir().unwrap();
+    let data = stopped(home.path());
+    let case = |harm: &dyn Fn(&Path)| {
+        let case = tempfile::tempdir().unwrap();
+        let damaged = case.path().join("data");
+        copy(&data, &damaged);
+        harm(&damaged);
+        (case, damaged)
+    };
+    // A newer format: neither a host nor a repair touches it.
+    let (_newer, newer) = case(&|dir| {
+        let text = std::fs::read_to_string(dir.join("format")).unwrap();
+        std::fs::write(dir.join("format"), text.replace("anabranch 1", "anabranch 9")).unwrap();
+    });
+    assert_says(&refusal(&newer), &["format version 9", "reads version 1", "run the version"]);
+    let (code, _, error) = doctor(&newer, &["--repair", "--accept-loss"]);
+    assert_eq!(code, 5, "{error}");
+    assert_says(&error, &["format version 9"]);
+    // Small files of our own: nothing is lost with them.
+    for name in ["format", "high-water"] {
+        let (_gone, gone) = case(&|dir| std::fs::remove_file(dir.join(name)).unwrap());
+        assert_says(&refusal(&gone), &[name, "anabranch doctor"]);
+        assert_eq!(doctor(&gone, &[]).0, 1, "{name}");
+        let (code, report, error) = doctor(&gone, &["--repair"]);
+        assert_eq!((code, &report["losses"]), (0, &json!([])), "{name}: {error}");
+        assert_eq!(doctor(&gone, &[]).0, 0, "{name}");
+    }
+    // A repair that was ended between two renames is finished by the next.
+    let (_half, half) = case(&|dir| {
+        std::fs::create_dir(dir.join("repair")).unwrap();
+        std::fs::rename(dir.join("head"), dir.join("repair/head")).unwrap();
+    });
+    assert_says(&refusal(&half), &["repair", "interrupted", "doctor --data", "--repair"]);
+    assert_eq!(doctor(&half, &[]).0, 1);
+    let (code, report, error) = doctor(&half, &["--repair"]);
+    assert_eq!((code, &report["findings"]), (0, &json!([])), "{error}");
+    // A file where the directory should be, and a directory that is none.
+    let file = home.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    assert_says(&refusal(&file), &["cannot create", "file"]);
+    let (code, _, error) = doctor(home.path(), &[]);
+    assert_eq!(code, 3, "{error}");
+    assert_says(&error, &["no data directory", "--data"]);
+    // The lock of a host that is gone is no obstacle; that of one that runs is.
+    std::fs::write(data.join("lock"), "left over").unwrap();
+    let host = Host::on(home.path(), &SMALL);
+    let (code, _, error) = doctor(&data, &[]);
+    assert_eq!(code, 4, "{error}");
+    assert_says(&error, &["a host runs on", "stop it"]);
+    drop(host);
+}
+
+#[test]
+fn producers_are_refused_below_the_floor_of_free_space_and_taken_again_above_it() {
+    let home = tempfile::tempdir().unwrap();
+    let free = || {
+        let stat = rustix::fs::statvfs(home.path()).unwrap();
+        stat.f_bavail * stat.f_frsize
+    };
+    // The floor lies far enough from what is free now and later that others may write meanwhile.
+    let step = (free() / 8).min(2 << 30);
+    let floor = (free() - step).to_string();
+    let settings = [SMALL[0], SMALL[1], ("ANABRANCH_STORAGE_MIN_FREE_BYTES", &floor)];
+    let host = Host::on(home.path(), &settings);
+    host.partitions("in", 1);
+    deploy(&host, "t", &["in"], &json!({}));
+    let follower = host.events("/v1/topics/in/partitions/0/records?from=earliest", None);
+    host.append("in", &[json!({"key": "a", "value": 1})]);
+    host.wait_processed("t", 1, 1);
+
+    let ballast = home.path().join("ballast");
+    let file = std::fs::File::create(&ballast).unwrap();
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, 2 * step).unwrap();
+    let record = lines(&[json!({"key": "b", "value": 2})]);
+    wait_until("producers are refused", || host.produce("in", &record).status == 503);
+    let refused = host.produce("in", &record);
+    refused.refused(503, "disk_full", &["must stay free", "make space", "storage.min_free_bytes"]);
+    // Everything else goes on.
+    let before = host.records("in", 0).len();
+    assert!(before >= 1);
+    assert_eq!(host.get("/readyz").status, 200);
+    // What is answered is durable; a task that waits for space with more has to be asked later.
+    let stored = host.get("/v1/deployments/t/stores/tallies?generation=1");
+    assert!(stored.status == 200 || stored.body["code"] == "state_not_ready", "{}", stored.text);
+    assert!(host.status("t")["generations"][0]["failure"].is_null());
+    assert_eq!(follower.take(1).count(), 1);
+    host.partitions("other", 1);
+
+    drop(file);
+    std::fs::remove_file(&ballast).unwrap();
+    wait_until("producers are taken again", || host.produce("in", &record).status == 200);
+    let all = host.records("in", 0).len() as u64;
+    host.wait_processed("t", 1, all);
+    assert_eq!(stored_tallies(&host, "t", 1), plain_tallies(&host, "in", 1));
+}
