@@ -13,8 +13,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::clock::SharedClock;
@@ -335,6 +335,16 @@ impl Pool {
 pub struct Workers {
     pool: Arc<Pool>,
     others: Mutex<Vec<JoinHandle<()>>>,
+    added: Mutex<Vec<Weak<Slot>>>,
+}
+
+impl Drop for Workers {
+    /// A task that never ended holds the handle that holds it.
+    fn drop(&mut self) {
+        for slot in self.added.get_mut().drain(..).filter_map(|slot| slot.upgrade()) {
+            *slot.step.lock() = None;
+        }
+    }
 }
 
 impl Workers {
@@ -361,7 +371,7 @@ impl Workers {
         }
         let watched = Arc::clone(&pool);
         others.push(threads::spawn("worker-watch".to_owned(), move || watched.watch())?);
-        Ok(Self { pool, others: Mutex::new(others) })
+        Ok(Self { pool, others: Mutex::new(others), added: Mutex::default() })
     }
 
     /// Adds a task; it steps when it is woken.
@@ -372,7 +382,11 @@ impl Workers {
             class: AtomicU8::new(class as u8),
             long: AtomicBool::new(false),
         };
-        Handle { slot: Arc::new(slot), pool: Arc::clone(&self.pool) }
+        let slot = Arc::new(slot);
+        let mut added = self.added.lock();
+        added.retain(|slot| slot.strong_count() > 0);
+        added.push(Arc::downgrade(&slot));
+        Handle { slot, pool: Arc::clone(&self.pool) }
     }
 
     /// Ends the threads after the steps under way.
