@@ -406,19 +406,25 @@ where
         let array = ArrayDataBuilder::new(kind.clone()).len(rows).null_bit_buffer(validity);
         let array = match kind {
             DataType::Binary | DataType::Utf8 | DataType::LargeBinary | DataType::LargeUtf8 => {
-                let ends = self.buffer()?;
+                let width = match kind {
+                    DataType::LargeBinary | DataType::LargeUtf8 => size_of::<i64>(),
+                    _ => size_of::<i32>(),
+                };
+                let ends = whole_numbers(self.buffer()?, width);
                 array.add_buffer(ends).add_buffer(self.buffer()?)
             }
             DataType::List(field) => {
-                let ends = self.buffer()?;
+                let ends = whole_numbers(self.buffer()?, size_of::<i32>());
                 array.add_buffer(ends).add_child_data(self.next(field.data_type())?)
             }
             DataType::Struct(fields) => {
                 let children = fields.iter().map(|field| self.next(field.data_type()));
                 array.child_data(children.collect::<Result<_, _>>()?)
             }
-            kind if kind.primitive_width().is_some() => array.add_buffer(self.buffer()?),
-            kind => return Err(format!("columns of {kind} are not read")),
+            kind => match kind.primitive_width() {
+                Some(width) => array.add_buffer(whole_numbers(self.buffer()?, width)),
+                None => return Err(format!("columns of {kind} are not read")),
+            },
         };
         array.align_buffers(true).build().map_err(|error| error.to_string())
     }
@@ -449,6 +455,12 @@ where
         }
         Ok(bytes)
     }
+}
+
+/// A buffer without the part of a number at its end, at which Arrow panics.
+fn whole_numbers(buffer: Buffer, width: usize) -> Buffer {
+    let length = buffer.len() - buffer.len() % width;
+    if length == buffer.len() { buffer } else { buffer.slice_with_length(0, length) }
 }
 
 /// The `length` bytes that a frame holds. Of a frame as they are written here also where each block
@@ -621,5 +633,19 @@ mod tests {
             StreamReader::try_new(&stream[..], None).unwrap().next().unwrap().unwrap(),
             whole
         );
+    }
+
+    #[test]
+    fn a_part_of_a_number_at_the_end_is_no_number_and_no_panic() {
+        let whole = Buffer::from_vec(vec![1_u8; 16]);
+        assert_eq!(whole_numbers(whole.clone(), 8).len(), 16);
+        for length in 8..16 {
+            assert_eq!(whole_numbers(whole.slice_with_length(0, length), 8).len(), 8);
+        }
+        // Positions of five entries and a half, as a message may claim them.
+        let ends: Vec<u8> = (0..6).flat_map(i32::to_le_bytes).chain([1, 2]).collect();
+        let data = ArrayDataBuilder::new(DataType::Binary).len(5);
+        let data = data.add_buffer(whole_numbers(Buffer::from_vec(ends), 4));
+        assert!(data.add_buffer(Buffer::from_vec(vec![7; 5])).align_buffers(true).build().is_ok());
     }
 }
