@@ -224,7 +224,7 @@ pub struct Doctor {
 /// `backup`
 #[derive(Debug, Args)]
 pub struct Backup {
-    /// The name of a folder in the host's [backup] dir; with --data, the folder itself
+    /// The name of a folder in the host's backup.dir; with --data, the folder itself
     pub dest: PathBuf,
     /// Back up this data directory, on which no host runs
     #[arg(long)]

@@ -15,7 +15,7 @@ pub(super) const PARTITIONS: u8 = b'p';
 pub(super) const SEGMENTS: u8 = b's';
 /// Batches of the head.
 pub(super) const HEAD: u8 = b'h';
-/// Lost ranges by log, partition and first offset, a [`super::Lost`] as JSON.
+/// Lost ranges by log, partition and first offset, each a `Lost` as JSON.
 pub(super) const LOST: u8 = b'x';
 /// The next id that was not given out.
 pub(super) const NEXT_ID: &[u8] = b"n/id";
