@@ -154,14 +154,25 @@ int openat64(int at, const char *path, int flags, ...) { return opened(at, path,
 int creat(const char *path, mode_t mode) { return opened(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode); }
 int creat64(const char *path, mode_t mode) { return creat(path, mode); }
 
+static void forget(int fd) {
+    if (!file_of(fd)) return;
+    pthread_mutex_lock(&lock);
+    free(files[fd].path);
+    files[fd].path = NULL;
+    pthread_mutex_unlock(&lock);
+}
+
 int close(int fd) {
-    if (file_of(fd)) {
-        pthread_mutex_lock(&lock);
-        free(files[fd].path);
-        files[fd].path = NULL;
-        pthread_mutex_unlock(&lock);
-    }
+    forget(fd);
     return syscall(SYS_close, fd);
+}
+
+/* Closes its descriptor without a call of close that is seen here. */
+int closedir(DIR *dir) {
+    static int (*real)(DIR *);
+    if (!real) real = (int (*)(DIR *))dlsym(RTLD_NEXT, "closedir");
+    forget(dirfd(dir));
+    return real(dir);
 }
 
 DIR *opendir(const char *given) {
