@@ -218,9 +218,7 @@ fn the_state(c: &mut Criterion) {
             stores.apply(all);
             let (keys, values) = stores.take_changes();
             let mut changes = Changes::default();
-            for (key, value) in keys.iter().flatten().zip(&values) {
-                changes.set(key.into(), value.map(Into::into));
-            }
+            changes.push(keys, values);
             changes
         };
         b.iter_batched(
@@ -228,7 +226,7 @@ fn the_state(c: &mut Criterion) {
             |changes| {
                 // One that was left by the run before.
                 let _ = std::fs::remove_file(&path);
-                checkpoint::write(&fs, &path, None, changes, json!({})).unwrap()
+                checkpoint::write(&fs, &path, None, &changes, json!({})).unwrap()
             },
             BatchSize::PerIteration,
         );

@@ -59,16 +59,19 @@ pub fn checkpoint(data: &[u8]) {
     let Some((&[at, by], data)) = data.split_first_chunk::<2>() else { return };
     let (dir, fs) = (tempfile::tempdir().unwrap(), Arc::new(OsFileSystem) as Arc<dyn FileSystem>);
     let path: PathBuf = dir.path().join("checkpoint.arrow");
-    let mut changes = Changes::default();
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
     let mut expected = std::collections::BTreeMap::new();
     for row in data.chunks(7) {
         let (store, key) = (usize::from(row[0] % 3), &row[row.len() / 2..]);
         let mut full = Vec::new();
         changelog_key::join(store, key, &mut full);
-        changes.set(full.into(), Some(row.to_vec().into()));
+        keys.push(Some(full));
+        values.push(Some(row));
         expected.insert((store, key.to_vec()), row.to_vec());
     }
-    checkpoint::write(&fs, &path, None, changes, serde_json::Value::Null).unwrap();
+    let mut changes = Changes::default();
+    changes.push(keys.iter().collect(), values.into_iter().collect());
+    checkpoint::write(&fs, &path, None, &changes, serde_json::Value::Null).unwrap();
     let back = load(&*fs, &path).expect("what was written can be read");
     assert!(back.into_iter().eq(expected.into_iter().map(|((s, k), v)| (s, k, v))));
     let mut bytes = std::fs::read(&path).unwrap();

@@ -2,7 +2,7 @@
 //! generations whose lease has ended, and wakes tasks that could not commit. It sleeps until a task
 //! has something to tell or something is due.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,24 +50,25 @@ impl Registry {
             let sleep = first.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP);
             let Some(raised) = self.inner.attention.take(sleep) else { return };
             let now = self.inner.clock.monotonic();
-            let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
-            let mut known = BTreeSet::new();
-            for deployment in deployments {
-                let id = deployment.state.lock().record.id;
-                known.insert(id);
-                // What could not be done is tried again in its time, however often tasks commit.
-                let waits = due.get(&id).is_some_and(|due| due.retry.is_some() && due.at > now);
-                let is_due = due.get(&id).is_some_and(|due| due.at <= now);
-                if waits || !(raised.contains(&id) || is_due) {
-                    continue;
-                }
+            let deployments = self.inner.deployments.read();
+            due.retain(|id, due| due.at > now || deployments.values().any(|d| d.id == *id));
+            // What could not be done is tried again in its time, however often tasks commit.
+            let waits = |due: &Due| due.retry.is_some() && due.at > now;
+            let wanted = |id: &DeploymentId| match due.get(id) {
+                Some(due) => due.at <= now || (raised.contains(id) && !waits(due)),
+                None => raised.contains(id),
+            };
+            // Of the others, of which there may be thousands, none is touched.
+            let attended: Vec<_> =
+                deployments.values().filter(|d| wanted(&d.id)).cloned().collect();
+            drop(deployments);
+            for deployment in attended {
                 let done = self.attend(&deployment);
-                let before = due.remove(&id).and_then(|due| due.retry);
+                let before = due.remove(&deployment.id).and_then(|due| due.retry);
                 if let Some(next) = self.next_due(&deployment, done, before) {
-                    due.insert(id, next);
+                    due.insert(deployment.id, next);
                 }
             }
-            due.retain(|id, _| known.contains(id));
         }
     }
 

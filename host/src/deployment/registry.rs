@@ -84,6 +84,8 @@ const CHECKPOINT_AT_CLOSE_BYTES: u64 = 1 << 20;
 
 /// A deployment in memory.
 pub(super) struct Deployment {
+    /// Its identity for life, which can be read without waiting for anybody.
+    pub id: DeploymentId,
     /// The catalogue's record, its bytes there, and what runs of it.
     pub state: Mutex<DeploymentState>,
     /// Held by whoever changes the deployment; a second one is told instead of waiting.
@@ -93,6 +95,7 @@ pub(super) struct Deployment {
 impl Deployment {
     /// A deployment of which nothing runs yet.
     pub fn new(record: DeploymentRecord, stored: Vec<u8>) -> Arc<Self> {
+        let id = record.id;
         let state = DeploymentState {
             record,
             stored,
@@ -100,7 +103,7 @@ impl Deployment {
             last_pause: None,
             replay_began: BTreeMap::new(),
         };
-        Arc::new(Self { state: Mutex::new(state), operation: Mutex::new(()) })
+        Arc::new(Self { id, state: Mutex::new(state), operation: Mutex::new(()) })
     }
 }
 

@@ -4,9 +4,13 @@
 //! the entry's value, or null where the entry was deleted. Byte order of these keys is the order of a
 //! checkpoint: by store, then by key.
 
-use hashbrown::HashMap;
+use std::hash::BuildHasher;
 
-type Bytes = Box<[u8]>;
+use arrow_array::builder::BinaryBuilder;
+use arrow_array::{Array, BinaryArray};
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use crate::types::column_bytes;
 
 /// Why a changelog or checkpoint could not be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,27 +18,94 @@ type Bytes = Box<[u8]>;
 pub struct ChangeError(usize);
 
 /// The net changes that a part of the changelog makes: one entry a key, whatever happened to it in between.
+/// Keys and values stay in the columns that they were read in.
 #[derive(Debug, Default)]
 pub struct Changes {
-    entries: HashMap<Bytes, Option<Bytes>>,
+    hasher: DefaultHashBuilder,
+    columns: Vec<(BinaryArray, BinaryArray)>,
+    /// Where the last record of each key is.
+    last: HashTable<Place>,
+    /// Bytes in the columns, and from which on it pays to look for those that are of no use.
+    bytes: usize,
+    next_squeeze_bytes: usize,
 }
 
+/// Bytes of records below which it does not matter how many of them were overtaken.
+const SQUEEZE_BYTES: usize = 64 << 20;
+
+/// Bytes of a column that is made of what is left.
+const SQUEEZED_BYTES: usize = 1 << 20;
+
+/// A record in the columns: which columns, which row.
+type Place = (u32, u32);
+
 impl Changes {
-    /// Notes a changelog record: that its key now has `value`, or is gone.
-    pub fn set(&mut self, key: Bytes, value: Option<Bytes>) {
-        self.entries.insert(key, value);
+    /// Notes changelog records, in their order: that each key now has its value, or is gone where that is null.
+    pub fn push(&mut self, keys: BinaryArray, values: BinaryArray) {
+        self.bytes += column_bytes(&keys) + column_bytes(&values);
+        self.note(keys, values);
+        if self.bytes > self.next_squeeze_bytes.max(SQUEEZE_BYTES) {
+            self.squeeze();
+        }
+    }
+
+    fn note(&mut self, keys: BinaryArray, values: BinaryArray) {
+        let number = self.columns.len() as u32;
+        self.columns.push((keys, values));
+        let columns = &self.columns;
+        let key = |&(columns_at, row): &Place| columns[columns_at as usize].0.value(row as usize);
+        for row in 0..columns[number as usize].0.len() as u32 {
+            let (place, hasher) = ((number, row), &self.hasher);
+            let new = key(&place);
+            let entry = self.last.entry(
+                hasher.hash_one(new),
+                |other| key(other) == new,
+                |other| hasher.hash_one(key(other)),
+            );
+            entry.insert(place);
+        }
+    }
+
+    /// Lets go of records that later ones have overtaken, so that memory grows with the keys that
+    /// changed, not with how often they did.
+    fn squeeze(&mut self) {
+        let columns = std::mem::take(&mut self.columns);
+        let mut places: Vec<_> = self.last.drain().collect();
+        places.sort_unstable();
+        self.bytes = 0;
+        let mut rows = places.into_iter().peekable();
+        while rows.peek().is_some() {
+            let (mut keys, mut values, mut bytes) = (BinaryBuilder::new(), BinaryBuilder::new(), 0);
+            while let Some((number, row)) = rows.next_if(|_| bytes < SQUEEZED_BYTES) {
+                let ((key, value), row) = (&columns[number as usize], row as usize);
+                keys.append_value(key.value(row));
+                values.append_option(value.is_valid(row).then(|| value.value(row)));
+                bytes += key.value(row).len() + value.value(row).len();
+            }
+            self.bytes += bytes;
+            self.note(keys.finish(), values.finish());
+        }
+        self.next_squeeze_bytes = 2 * self.bytes;
     }
 
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.last.is_empty()
     }
 
-    /// The changes in the order of changelog keys.
-    pub fn into_sorted(self) -> Vec<(Bytes, Option<Bytes>)> {
-        let mut sorted = self.entries.into_iter().collect::<Vec<_>>();
-        sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        sorted
+    /// The changes in the order of changelog keys: each key with its value, or `None` where it is gone.
+    pub fn sorted(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        let mut sorted: Vec<_> = self
+            .last
+            .iter()
+            .map(|&(number, row)| {
+                let (keys, values) = &self.columns[number as usize];
+                let row = row as usize;
+                (keys.value(row), values.is_valid(row).then(|| values.value(row)))
+            })
+            .collect();
+        sorted.sort_unstable_by_key(|(key, _)| *key);
+        sorted.into_iter()
     }
 }
 
@@ -45,11 +116,10 @@ pub mod changelog_key {
     /// Bytes before the entry's key.
     pub const PREFIX_BYTES: usize = 2;
 
-    /// Replaces `full` by the changelog key of an entry.
-    pub fn join(store: usize, key: &[u8], full: &mut Vec<u8>) {
-        full.clear();
-        full.extend_from_slice(&(store as u16).to_be_bytes());
-        full.extend_from_slice(key);
+    /// Appends the changelog key of an entry.
+    pub fn join(store: usize, key: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(&(store as u16).to_be_bytes());
+        anabranch_key::append(out, key);
     }
 
     /// Splits a changelog key into store and entry key.
@@ -68,20 +138,39 @@ mod tests {
 
     #[test]
     fn changes_are_net_and_in_key_order() {
-        let mut changes = Changes::default();
-        let mut set = |store, key: &[u8], value: Option<&[u8]>| {
+        let full = |store, key: &[u8]| {
             let mut full = Vec::new();
             changelog_key::join(store, key, &mut full);
-            changes.set(full.into(), value.map(Into::into));
+            full
         };
-        set(1, b"a", Some(b"1"));
-        set(0, b"z", Some(b"22"));
-        set(1, b"a", None);
-        let sorted = changes.into_sorted();
-        let split = |i: usize| changelog_key::split(&sorted[i].0).unwrap();
+        let (a, z) = (full(1, b"a"), full(0, b"z"));
+        let column = |rows: &[Option<&[u8]>]| rows.iter().collect::<BinaryArray>();
+        let mut changes = Changes::default();
+        assert!(changes.is_empty());
+        changes.push(column(&[Some(&a), Some(&a)]), column(&[Some(b"1"), Some(b"2")]));
+        changes.push(column(&[Some(&z), Some(&a)]), column(&[Some(b"22"), None]));
+        let sorted: Vec<_> = changes.sorted().collect();
+        assert_eq!(sorted, [(&z[..], Some(&b"22"[..])), (&a[..], None)]);
+        let split = |i: usize| changelog_key::split(sorted[i].0).unwrap();
         assert_eq!((split(0), split(1)), ((0, &b"z"[..]), (1, &b"a"[..])));
-        let values: Vec<_> = sorted.iter().map(|(_, value)| value.as_deref()).collect();
-        assert_eq!(values, [Some(&b"22"[..]), None]);
         assert!(changelog_key::split(b"x").is_err());
+    }
+
+    #[test]
+    fn records_that_were_overtaken_are_let_go_of() {
+        let numbers = |from: u32| (from..from + 1_000).map(|i| Some((i % 700).to_be_bytes()));
+        let mut changes = Changes::default();
+        for from in [0, 300, 9_000] {
+            let values = numbers(from).map(|v| v.filter(|v| v[3] != 0));
+            changes.push(numbers(0).collect(), values.collect());
+        }
+        let (before, bytes) =
+            (format!("{:?}", changes.sorted().collect::<Vec<_>>()), changes.bytes);
+        changes.squeeze();
+        assert_eq!(format!("{:?}", changes.sorted().collect::<Vec<_>>()), before);
+        assert!(changes.bytes < bytes / 4, "{} of {bytes}", changes.bytes);
+        changes.push(numbers(0).collect(), numbers(0).map(|_| None::<[u8; 4]>).collect());
+        assert!(changes.sorted().all(|(_, value)| value.is_none()));
+        assert_eq!(changes.sorted().count(), 700);
     }
 }

@@ -71,24 +71,24 @@ pub fn write(
     fs: &Arc<dyn FileSystem>,
     path: &Path,
     base: Option<&Path>,
-    changes: Changes,
+    changes: &Changes,
     about: Value,
 ) -> Result<Written, Error> {
     let mut blocks = BlockWriter::create(fs, path)?;
-    let mut changes = changes.into_sorted().into_iter().peekable();
+    let mut changes = changes.sorted().peekable();
     if let Some(base) = base {
         read(&**fs, base, |key, value| {
-            while let Some((changed, new)) = changes.next_if(|(changed, _)| **changed < *key) {
-                blocks.push_change(&changed, new.as_deref())?;
+            while let Some((changed, new)) = changes.next_if(|(changed, _)| *changed < key) {
+                blocks.push_change(changed, new)?;
             }
-            match changes.next_if(|(changed, _)| **changed == *key) {
-                Some((changed, new)) => blocks.push_change(&changed, new.as_deref()),
+            match changes.next_if(|(changed, _)| *changed == key) {
+                Some((changed, new)) => blocks.push_change(changed, new),
                 None => blocks.push_change(key, Some(value)),
             }
         })?;
     }
     for (changed, new) in changes {
-        blocks.push_change(&changed, new.as_deref())?;
+        blocks.push_change(changed, new)?;
     }
     blocks.finish(about)
 }
@@ -211,6 +211,8 @@ impl BlockWriter {
 mod tests {
     use std::collections::BTreeMap;
 
+    use arrow_array::BinaryArray;
+
     use super::*;
     use crate::storage::OsFileSystem;
 
@@ -226,10 +228,14 @@ mod tests {
         entries
     }
 
-    fn full(store: usize, key: &[u8]) -> Box<[u8]> {
+    fn full(store: usize, key: &[u8]) -> Vec<u8> {
         let mut full = Vec::new();
         changelog_key::join(store, key, &mut full);
-        full.into()
+        full
+    }
+
+    fn column(row: Option<Vec<u8>>) -> BinaryArray {
+        [row].iter().collect()
     }
 
     #[test]
@@ -244,14 +250,14 @@ mod tests {
             for _ in 0..random.usize(0..2_000) {
                 let (store, key) = (random.usize(0..3), vec![random.u8(..); random.usize(0..3)]);
                 let value = random.bool().then(|| vec![random.u8(..); random.usize(0..20)]);
-                changes.set(full(store, &key), value.clone().map(Into::into));
+                changes.push(column(Some(full(store, &key))), column(value.clone()));
                 match value {
                     Some(value) => plain.insert((store, key), value),
                     None => plain.remove(&(store, key)),
                 };
             }
             let path = dir.path().join(format!("{round}.arrow"));
-            let written = write(&fs, &path, base.as_deref(), changes, json!({})).unwrap();
+            let written = write(&fs, &path, base.as_deref(), &changes, json!({})).unwrap();
             assert_eq!(entries(&path), plain, "seed {seed} round {round}");
             assert_eq!(written.entries, plain.len() as u64);
             base = Some(path);
@@ -264,8 +270,8 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let path = dir.path().join("c.arrow");
         let mut changes = Changes::default();
-        changes.set(full(0, b"key"), Some(vec![7; 100].into()));
-        write(&fs, &path, None, changes, json!({})).unwrap();
+        changes.push(column(Some(full(0, b"key"))), column(Some(vec![7; 100])));
+        write(&fs, &path, None, &changes, json!({})).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.windows(100).position(|w| w == [7; 100]).unwrap_or(bytes.len() / 3);
         bytes[at] ^= 1;

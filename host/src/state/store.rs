@@ -6,6 +6,7 @@ use std::ops::Bound;
 
 use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
+use arrow_buffer::OffsetBuffer;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use smallvec::SmallVec;
 
@@ -150,17 +151,18 @@ impl Store {
         let mut own = OwnKeys::encode(keys, text);
         let hashes = (0..keys.len()).map(|i| self.hasher.hash_one(own.of_record(i))).collect();
         let probed = self.probe(hashes);
+        let settled = probed.iter().enumerate();
+        let settled: Vec<_> = settled.map(|(i, &p)| self.settle(p, own.of_record(i))).collect();
         own.entries.reserve(keys.len());
         // Keys that the store does not have.
         let mut unknown: HashTable<u32> = HashTable::new();
-        for (record, &probe) in probed.iter().enumerate() {
+        for (record, row) in settled.into_iter().enumerate() {
             let key = own.of_record(record);
             if key.is_empty() {
                 own.entries.push(NO_ROW);
                 continue;
             }
             let next = own.rows.len() as u32;
-            let row = self.settle(probe, key);
             let entry = match row {
                 Some(row) => match &mut self.entries[row as usize].own {
                     (batch, entry) if *batch == self.numbered => *entry,
@@ -169,12 +171,12 @@ impl Store {
                         next
                     }
                 },
-                None => match unknown.find(probe.0, |entry| own.key(*entry) == key) {
+                None => match unknown.find(probed[record].0, |entry| own.key(*entry) == key) {
                     Some(entry) => *entry,
                     None => {
                         let firsts = &own.firsts;
                         let hash_of = |entry: &u32| probed[firsts[*entry as usize] as usize].0;
-                        unknown.insert_unique(probe.0, next, hash_of);
+                        unknown.insert_unique(probed[record].0, next, hash_of);
                         next
                     }
                 },
@@ -277,22 +279,6 @@ impl Store {
             found.remove();
         }
         self.free.push(row);
-    }
-
-    /// The rows that changed since the last call, in key order; deleted ones are still there.
-    fn take_changed(&mut self) -> Vec<u32> {
-        self.changed_bytes = 0;
-        let key = |row: u32| &*self.entries[row as usize].key;
-        // Most keys differ in their first bytes, which saves the way to the others.
-        let first = |row: u32| {
-            let (mut first, key) = ([0; 16], key(row));
-            let length = key.len().min(16);
-            first[..length].copy_from_slice(&key[..length]);
-            (u128::from_be_bytes(first), row)
-        };
-        let mut sorted: Vec<_> = self.changed.drain(..).map(first).collect();
-        sorted.sort_unstable_by(|(a, x), (b, y)| a.cmp(b).then_with(|| key(*x).cmp(key(*y))));
-        sorted.into_iter().map(|(_, row)| row).collect()
     }
 
     fn index(&mut self) -> &BTreeSet<Bytes> {
@@ -410,7 +396,10 @@ impl StoreSet {
                     }
                 }
             }
-            for (key, value) in changes.entries {
+            // The changelog has changes in the order in which they are made here: not the hasher's.
+            let mut entries: Vec<_> = changes.entries.into_iter().collect();
+            entries.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+            for (key, value) in entries {
                 store.set(&key, value.as_deref(), false);
             }
         }
@@ -422,25 +411,27 @@ impl StoreSet {
     }
 
     /// Takes what changed since the last call, as the keys and values of changelog records, one a
-    /// changed key, in key order.
+    /// changed key, in the order in which keys changed first.
     pub fn take_changes(&mut self) -> (BinaryArray, BinaryArray) {
-        let rows = self.stores.iter().map(|s| s.changed.len()).sum();
-        let mut keys = BinaryBuilder::with_capacity(rows, self.uncommitted_bytes());
-        let mut values = BinaryBuilder::with_capacity(rows, self.uncommitted_bytes());
-        let mut full = Vec::new();
+        let rows: usize = self.stores.iter().map(|s| s.changed.len()).sum();
+        let bytes = self.uncommitted_bytes();
+        let (mut ends, mut keys) = (Vec::with_capacity(rows + 1), Vec::with_capacity(bytes));
+        ends.push(0);
+        let mut values = BinaryBuilder::with_capacity(rows, bytes);
         for (number, store) in self.stores.iter_mut().enumerate() {
-            for row in store.take_changed() {
+            store.changed_bytes = 0;
+            for row in std::mem::take(&mut store.changed) {
                 let entry = &mut store.entries[row as usize];
                 entry.changed = false;
-                changelog_key::join(number, &entry.key, &mut full);
-                keys.append_value(&full);
+                changelog_key::join(number, &entry.key, &mut keys);
+                ends.push(i32::try_from(keys.len()).expect("a commit is far below 2 GiB"));
                 values.append_option(entry.value());
                 if !entry.is_present {
                     store.forget(row);
                 }
             }
         }
-        (keys.finish(), values.finish())
+        (BinaryArray::new(OffsetBuffer::new(ends.into()), keys.into(), None), values.finish())
     }
 
     /// The bytes that [`StoreSet::take_changes`] would take.
@@ -642,7 +633,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_net_and_in_the_order_of_changelog_keys() {
+    fn changes_are_net_and_in_an_order_that_does_not_change() {
         let mut stores = StoreSet::new(2);
         stores.restore(1, b"gone", Some(b"0"));
         stores.restore(1, b"kept", Some(b"0"));

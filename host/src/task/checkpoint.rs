@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use arrow_array::BinaryArray;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -93,20 +94,23 @@ impl StateOf {
             .map_err(|e| e.to_string())?;
             next = manifest.changelog;
         }
-        self.read_changelog(env, next, |key, value| {
-            let (store, key) = changelog_key::split(key).map_err(|e| e.to_string())?;
-            set.restore(store, key, value);
+        self.read_changelog(env, next, |keys, values| {
+            for (key, value) in keys.iter().zip(&values) {
+                let split = changelog_key::split(key.unwrap_or_default());
+                let (store, key) = split.map_err(|e| e.to_string())?;
+                set.restore(store, key, value);
+            }
             Ok(())
         })?;
         Ok(set)
     }
 
-    /// Hands the changelog from `next` on to `each`; returns where it ended.
+    /// Hands the changelog from `next` on to `each`, as columns of keys and values; returns where it ended.
     fn read_changelog(
         &self,
         env: &Environment,
         mut next: Offset,
-        mut each: impl FnMut(&[u8], Option<&[u8]>) -> Result<(), String>,
+        mut each: impl FnMut(BinaryArray, BinaryArray) -> Result<(), String>,
     ) -> Result<Offset, String> {
         let changelog = env.log.partition(self.changelog, self.partition);
         let changelog = changelog.ok_or("its changelog is not there")?;
@@ -115,9 +119,7 @@ impl StateOf {
             reader.read(next, end, usize::MAX, 8 << 20).map_err(|e| e.to_string())?
         {
             next = batch.next_offset().unwrap_or(end);
-            for (key, value) in batch.records.keys.iter().zip(batch.records.values.iter()) {
-                each(key.unwrap_or_default(), value)?;
-            }
+            each(batch.records.keys, batch.records.values)?;
         }
         Ok(end)
     }
@@ -144,8 +146,8 @@ impl StateOf {
         let newest = self.newest(env)?;
         let next = newest.as_ref().map_or(Offset::ZERO, |(manifest, _)| manifest.changelog);
         let mut changes = Changes::default();
-        let end = self.read_changelog(env, next, |key, value| {
-            changes.set(key.into(), value.map(Into::into));
+        let end = self.read_changelog(env, next, |keys, values| {
+            changes.push(keys, values);
             Ok(())
         })?;
         if changes.is_empty() {
@@ -161,7 +163,7 @@ impl StateOf {
             "deployment": deployment, "generation": number, "partition": self.partition,
             "changelog": end,
         });
-        let written = checkpoint::write(&env.file_system, &path, base.as_deref(), changes, about)
+        let written = checkpoint::write(&env.file_system, &path, base.as_deref(), &changes, about)
             .map_err(|e| e.to_string())?;
         let manifest = Manifest {
             file,

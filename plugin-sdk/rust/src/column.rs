@@ -115,12 +115,14 @@ impl ColumnBuilder {
         self.ends.len() - 1
     }
 
+    #[inline]
     pub(crate) fn push(&mut self, entry: Option<&[u8]>) {
         anabranch_key::append(&mut self.data, entry.unwrap_or_default());
         self.seal(entry.is_some());
     }
 
     /// Adds an entry that `write` appends; `false` from it is null, and an error adds nothing.
+    #[inline]
     pub(crate) fn push_with<E>(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> Result<bool, E>,

@@ -40,14 +40,17 @@ impl<T: Serialize + DeserializeOwned + 'static> Format for Json<T> {
     type Owned = T;
     type Ref<'a> = &'a T;
 
+    #[inline]
     fn borrow(value: &T) -> &T {
         value
     }
 
+    #[inline]
     fn encode(value: &T, out: &mut Vec<u8>) -> Result<bool> {
         write_json(value, out)
     }
 
+    #[inline]
     fn decode(bytes: &[u8]) -> Result<T> {
         serde_json::from_slice(bytes)
             .map_err(|e| Error::new(format_args!("the value is not the JSON expected: {e}")))
@@ -87,15 +90,18 @@ impl Format for String {
     type Owned = String;
     type Ref<'a> = &'a str;
 
+    #[inline]
     fn borrow(value: &String) -> &str {
         value
     }
 
+    #[inline]
     fn encode(value: &str, out: &mut Vec<u8>) -> Result<bool> {
         anabranch_key::append(out, value.as_bytes());
         Ok(true)
     }
 
+    #[inline]
     fn decode(bytes: &[u8]) -> Result<String> {
         Ok(std::str::from_utf8(bytes)?.to_owned())
     }
@@ -106,15 +112,18 @@ impl Format for Vec<u8> {
     type Owned = Vec<u8>;
     type Ref<'a> = &'a [u8];
 
+    #[inline]
     fn borrow(value: &Vec<u8>) -> &[u8] {
         value
     }
 
+    #[inline]
     fn encode(value: &[u8], out: &mut Vec<u8>) -> Result<bool> {
         anabranch_key::append(out, value);
         Ok(true)
     }
 
+    #[inline]
     fn decode(bytes: &[u8]) -> Result<Vec<u8>> {
         Ok(bytes.to_vec())
     }
@@ -127,15 +136,18 @@ macro_rules! number_format {
             type Owned = $type;
             type Ref<'a> = $type;
 
+            #[inline]
             fn borrow(value: &$type) -> $type {
                 *value
             }
 
+            #[inline]
             fn encode(value: $type, out: &mut Vec<u8>) -> Result<bool> {
                 out.extend_from_slice(&value.to_le_bytes());
                 Ok(true)
             }
 
+            #[inline]
             fn decode(bytes: &[u8]) -> Result<$type> {
                 let bytes = bytes.try_into().map_err(|_| {
                     let length = bytes.len();
@@ -155,12 +167,15 @@ impl Format for () {
     type Owned = ();
     type Ref<'a> = ();
 
+    #[inline]
     fn borrow((): &()) {}
 
+    #[inline]
     fn encode((): (), _: &mut Vec<u8>) -> Result<bool> {
         Ok(false)
     }
 
+    #[inline]
     fn decode(_: &[u8]) -> Result<()> {
         Ok(())
     }
@@ -172,14 +187,17 @@ impl<F: Format> Format for Option<F> {
     type Owned = Option<F::Owned>;
     type Ref<'a> = Option<F::Ref<'a>>;
 
+    #[inline]
     fn borrow(value: &Option<F::Owned>) -> Option<F::Ref<'_>> {
         value.as_ref().map(F::borrow)
     }
 
+    #[inline]
     fn encode(value: Option<F::Ref<'_>>, out: &mut Vec<u8>) -> Result<bool> {
         value.map_or(Ok(false), |value| F::encode(value, out))
     }
 
+    #[inline]
     fn decode(bytes: &[u8]) -> Result<Option<F::Owned>> {
         F::decode(bytes).map(Some)
     }

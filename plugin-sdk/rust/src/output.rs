@@ -73,11 +73,13 @@ impl<K: Format, V: Format> Output<K, V> {
     }
 
     /// Sends a record that comes from the record at hand.
+    #[inline]
     pub fn send(&self, key: K::Ref<'_>, value: V::Ref<'_>) -> Result<()> {
         self.send_with(key, value, &Options::default())
     }
 
     /// Sends a record with a timestamp, partition or headers of its own.
+    #[inline]
     pub fn send_with(
         &self,
         key: K::Ref<'_>,
@@ -181,6 +183,7 @@ impl OutputBuffer {
         }
     }
 
+    #[inline]
     fn push(
         &mut self,
         call: &Call,
@@ -233,6 +236,7 @@ impl OutputBuffer {
         Ok(())
     }
 
+    #[inline]
     fn check_order(&self, source: u32) -> Result<()> {
         if self.sources.last().is_some_and(|&last| last > source) {
             return Err(Error::new(format_args!(
@@ -243,6 +247,7 @@ impl OutputBuffer {
         Ok(())
     }
 
+    #[inline]
     fn check_partition(&self, given: bool) -> Result<()> {
         match (self.chooses_partitions, given) {
             (true, false) => Err(Error::new(format_args!(

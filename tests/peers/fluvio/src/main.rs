@@ -25,7 +25,8 @@ fn main() -> Result<()> {
     let records: usize = records.parse()?;
     let module = std::fs::read(module).with_context(|| module.clone())?;
     let mut chain = SmartModuleChainBuilder::default();
-    chain.add_smart_module(SmartModuleConfig::builder().build()?, module);
+    let config = SmartModuleConfig::builder().smartmodule_names(&["filter".into()]).build()?;
+    chain.add_smart_module(config, module);
     let mut chain = chain.initialize(&SmartEngine::new())?;
 
     let mut generator = Generator::default();
