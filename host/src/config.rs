@@ -177,12 +177,15 @@ section!(
         replay_share: u32 = 25,
         /// Bytes of outputs and state changes that a live task gathers before it waits for its commit.
         commit_max_bytes: usize = 4 << 20,
+        /// The same of a generation that follows the live one. Producers and live tasks wait for what is
+        /// committed before them, and the disk takes milliseconds for a megabyte.
+        follow_commit_bytes: usize = 256 << 10,
         /// Bytes of outputs and state changes that a replaying task writes to files in one commit. Each
         /// task holds up to twice as much: one commit being written, one being gathered.
         replay_commit_bytes: usize = 4 << 20,
         /// Records left to all its tasks below which a replaying generation leaves files for the head: a
-        /// second or two of work, and what the head then holds of it.
-        near_end_records: u64 = 200_000,
+        /// fraction of a second of work, and what the head then holds of it.
+        near_end_records: u64 = 50_000,
         /// Bytes of changelog after which a store is checkpointed, so that a restart stays short.
         checkpoint_bytes: u64 = 32 << 20,
         /// Bytes of memory after which a plugin's instance is replaced between two calls.

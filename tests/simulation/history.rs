@@ -109,6 +109,7 @@ impl World {
         config.tasks.workers = random.choose(&[1, 1, 2]);
         config.tasks.batch_max_records = random.choose(&[1, 3, 10, 100]);
         config.tasks.commit_max_bytes = random.choose(&[100, 1_000, 1 << 20]);
+        config.tasks.follow_commit_bytes = random.choose(&[100, 1_000, 1 << 20]);
         config.tasks.replay_commit_bytes = random.choose(&[100, 1_000, 1 << 20]);
         config.tasks.near_end_records = random.choose(&[10, 50, 200_000]);
         config.tasks.checkpoint_bytes = random.choose(&[200, 1_000, 1 << 20]);

@@ -109,9 +109,11 @@ impl io::Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.crc = crc32c::crc32c_append(self.crc, bytes);
         if self.buffer.len() + bytes.len() >= WRITE_BYTES {
+            let from = self.written;
             self.flush()?;
             self.file.write_at(bytes, self.written)?;
             self.written += bytes.len() as u64;
+            self.file.write_back(from, self.written - from);
         } else {
             self.buffer.extend_from_slice(bytes);
         }

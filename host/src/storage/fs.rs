@@ -18,6 +18,9 @@ pub trait File: Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Has the disk begin with `length` bytes from `offset` on, which were written and will be synced, so
+    /// that the sync of another file does not wait for all of them at once.
+    fn write_back(&self, offset: u64, length: u64);
     /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
     /// Length in bytes.
@@ -78,6 +81,13 @@ impl File for fs::File {
 
     fn sync(&self) -> io::Result<()> {
         self.sync_all()
+    }
+
+    fn write_back(&self, offset: u64, length: u64) {
+        // What Linux does where it is told that bytes are not needed and they are not on the disk yet:
+        // it writes them, and they stay in memory. Advice has no outcome that could matter.
+        let length = std::num::NonZeroU64::new(length);
+        let _ = rustix::fs::fadvise(self, offset, length, rustix::fs::Advice::DontNeed);
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -63,6 +63,10 @@ impl File for StoppingFile {
         self.inner.write_at(bytes, offset)
     }
 
+    fn write_back(&self, offset: u64, length: u64) {
+        self.inner.write_back(offset, length);
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.stop.check()?;
         self.stop.sync(&self.path, self.inner.sync())

@@ -387,8 +387,13 @@ impl Task {
     /// The bytes that a commit gathers before the task waits for the one under way, or, on the way
     /// through history, before it is sent.
     fn commit_limit(&self) -> usize {
-        let head = self.running.as_ref().is_some_and(|r| r.cursor.head);
-        if head { self.env.config.commit_max_bytes } else { self.env.config.replay_commit_bytes }
+        let (config, head) =
+            (&self.env.config, self.running.as_ref().is_some_and(|r| r.cursor.head));
+        match self.shared.role() {
+            _ if !head => config.replay_commit_bytes,
+            Role::Live => config.commit_max_bytes,
+            Role::Follow(_) => config.follow_commit_bytes,
+        }
     }
 
     /// Whether little is left to read.
