@@ -32,7 +32,7 @@ use crate::log::{
 };
 use crate::plugin::{self, CompileError, Plugin, Refusal, Runtime};
 use crate::storage::{self, FileSystem, OsFileSystem, Storage, crash_point};
-use crate::task::{Environment, FileWriters, StateOf, Workers, quarantine_checkpoints};
+use crate::task::{BulkThreads, Environment, StateOf, Workers, quarantine_checkpoints};
 use crate::threads::{self, Condvar, JoinHandle, Mutex, RwLock};
 use crate::types::{
     DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, Offset, PartitionId, Records,
@@ -246,7 +246,7 @@ impl Registry {
             log: log.clone(),
             clock: Arc::clone(&clock),
             config: config.tasks.clone(),
-            files: FileWriters::start(count).map_err(machine)?,
+            bulk: BulkThreads::start(count).map_err(machine)?,
             file_system: Arc::clone(&file_system),
             checkpoint_dir: dir.join("checkpoints"),
             observer: Arc::clone(&metrics) as Arc<_>,
@@ -316,7 +316,7 @@ impl Registry {
         }
         self.inner.workers.close();
         // After this no checkpoint is under way that the next ones could meet.
-        self.inner.env.files.close();
+        self.inner.env.bulk.close();
         for deployment in &deployments {
             self.checkpoint(&deployment.state.lock().record);
         }

@@ -12,6 +12,7 @@
 mod changes;
 pub mod checkpoint;
 mod overlay;
+mod own_keys;
 mod store;
 
 pub use changes::{ChangeError, Changes, changelog_key};

@@ -4,7 +4,8 @@ use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
 use hashbrown::HashMap;
 
-use super::store::{NO_ROW, OwnKeys, Page, PageLimit, StoreSet};
+use super::own_keys::OwnKeys;
+use super::store::{NO_ROW, Page, PageLimit, StoreSet};
 
 type Bytes = Box<[u8]>;
 

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::changes::changelog_key;
 use super::overlay::{Columns, Overlay};
+use super::own_keys::OwnKeys;
 
 /// Bytes in place where they are few, so that most entries are a cache line.
 type Bytes = SmallVec<[u8; 16]>;
@@ -60,52 +61,6 @@ struct Store {
     size_bytes: u64,
     /// Batches whose keys were numbered.
     numbered: u32,
-}
-
-/// The different keys of a batch's records, numbered in the order in which they come first.
-#[derive(Debug, Default)]
-pub(super) struct OwnKeys {
-    /// The number of each record's key; [`NO_ROW`] where it cannot be one of the store.
-    pub entries: Vec<u32>,
-    /// The store's row of each key, or [`NO_ROW`]; they hold until the store changes.
-    pub rows: Vec<u32>,
-    /// The record that has each key first.
-    firsts: Vec<u32>,
-    /// The keys of all records as the store has them, and where each begins and the last ends.
-    encoded: Vec<u8>,
-    starts: Vec<u32>,
-}
-
-impl OwnKeys {
-    /// The key of a number.
-    pub fn key(&self, entry: u32) -> &[u8] {
-        self.of_record(self.firsts[entry as usize] as usize)
-    }
-
-    fn of_record(&self, record: usize) -> &[u8] {
-        &self.encoded[self.starts[record] as usize..self.starts[record + 1] as usize]
-    }
-
-    /// Encodes `keys` as those of a store of text or of bytes; leaves out, as empty, what cannot be one.
-    fn encode(keys: &BinaryArray, text: bool) -> Self {
-        let (first, last) = (keys.value_offsets()[0], keys.value_offsets()[keys.len()]);
-        let mut encoded = Vec::with_capacity((last - first) as usize + 2 * keys.len());
-        let mut starts = Vec::with_capacity(keys.len() + 1);
-        starts.push(0);
-        for key in keys {
-            match key {
-                Some(key) if !text => anabranch_key::push_bytes(&mut encoded, key),
-                Some(key) => {
-                    if let Ok(key) = std::str::from_utf8(key) {
-                        anabranch_key::push_utf8(&mut encoded, key);
-                    }
-                }
-                None => {}
-            }
-            starts.push(encoded.len() as u32);
-        }
-        Self { encoded, starts, ..Self::default() }
-    }
 }
 
 impl Store {

@@ -8,6 +8,7 @@
 //! **Invariant:** outputs, state changes and input offsets of a task move in one commit or not at all;
 //! a commit is refused unless the task's cursor is what this task last wrote.
 
+mod bulk;
 mod checkpoint;
 mod cursor;
 mod lane;
@@ -19,12 +20,13 @@ mod spec;
 mod step;
 mod workers;
 
+pub use bulk::BulkThreads;
 pub use checkpoint::{
     Manifest as CheckpointManifest, StateOf, checkpoint_files, checkpoint_prefix,
     quarantine_checkpoints, remove as remove_checkpoint,
 };
 pub use cursor::{Cursor, cursor_key, cursor_prefix};
-pub use pending::{CommitMode, FileWriters};
+pub use pending::CommitMode;
 pub use shared::{Role, RunState, TaskShared};
 pub use spec::{Environment, Observer, OutputSpec, Poison, TaskSpec};
 pub use step::Task;

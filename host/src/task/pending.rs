@@ -6,7 +6,6 @@
 //! tasks are near the end: no log partition ever holds a file above a record of the head.
 
 use std::collections::{BTreeMap, HashSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 
 use arrow_array::{Array, BinaryArray};
@@ -16,7 +15,7 @@ use serde::Serialize;
 use super::lane::extend_chain;
 use super::{Cursor, OutputSpec, TaskShared};
 use crate::plugin::{Input, OutputColumns, Run};
-use crate::threads::{self, JoinHandle, Mutex, Receiver, Sender, channel};
+use crate::threads::Mutex;
 use crate::types::{
     GenerationNumber, Headers, Offset, PartitionId, Records, Sources, partition_of_key,
     take_column, take_headers, take_records,
@@ -333,108 +332,6 @@ impl CommitMode {
             for task in state.waiting.drain(..).filter_map(|t| t.upgrade()) {
                 task.wake();
             }
-        }
-    }
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Threads that read ahead, that compress, write and sync the files of replays, and that write checkpoints,
-/// beside the workers.
-pub struct FileWriters {
-    writes: Mutex<Option<Sender<Job>>>,
-    /// One for each thread that syncs.
-    syncs: Mutex<Vec<Sender<Job>>>,
-    /// For a thread of their own, as they take long.
-    checkpoints: Mutex<Option<Sender<Job>>>,
-    reads: Mutex<Option<Sender<Job>>>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-impl FileWriters {
-    /// `count` threads that write, and as many that wait for the disk.
-    ///
-    /// # Errors
-    /// When the machine gives no threads.
-    pub fn start(count: usize) -> std::io::Result<Self> {
-        let mut threads = Vec::new();
-        let mut thread = |name: String, queue: Receiver<Job>| -> std::io::Result<()> {
-            // A job that panics has said so; those behind it have waited long enough.
-            let run = |job: Job| drop(catch_unwind(AssertUnwindSafe(job)));
-            threads.push(threads::spawn(name, move || {
-                while let Some(job) = queue.recv() {
-                    run(job);
-                }
-            })?);
-            Ok(())
-        };
-        let (writes, queue) = channel::<Job>();
-        let mut syncs = Vec::new();
-        for i in 0..count {
-            thread(format!("file-writer-{i}"), queue.clone())?;
-            let (sync, queue) = channel::<Job>();
-            thread(format!("file-sync-{i}"), queue)?;
-            syncs.push(sync);
-        }
-        let (checkpoints, queue) = channel::<Job>();
-        thread("checkpoint".to_owned(), queue)?;
-        let (reads, queue) = channel::<Job>();
-        thread("read-ahead".to_owned(), queue)?;
-        Ok(Self {
-            writes: Mutex::new(Some(writes)),
-            syncs: Mutex::new(syncs),
-            checkpoints: Mutex::new(Some(checkpoints)),
-            reads: Mutex::new(Some(reads)),
-            threads: Mutex::new(threads),
-        })
-    }
-
-    /// Runs `job`, which writes a checkpoint, when those before it are done.
-    pub fn submit_checkpoint(&self, job: Job) {
-        if let Some(checkpoints) = &*self.checkpoints.lock() {
-            drop(checkpoints.send(job));
-        }
-    }
-
-    /// Runs `job`, which reads a block, soon; never after [`FileWriters::close`].
-    pub fn submit_read(&self, job: Job) {
-        if let Some(reads) = &*self.reads.lock() {
-            drop(reads.send(job));
-        }
-    }
-
-    /// Runs `job` soon; never after [`FileWriters::close`].
-    pub fn submit(&self, job: Job) {
-        if let Some(writes) = &*self.writes.lock() {
-            // The threads end only once the sender is gone, so this reaches one of them.
-            drop(writes.send(job));
-        }
-    }
-
-    /// Runs `job`, which waits for the disk, soon: those of a partition in their order.
-    pub fn submit_sync(&self, partition: PartitionId, job: Job) {
-        let syncs = self.syncs.lock();
-        if let Some(sync) = syncs.get(partition.0 as usize % syncs.len().max(1)) {
-            drop(sync.send(job));
-        }
-    }
-
-    /// Ends the threads after the jobs that were submitted.
-    pub fn close(&self) {
-        let threads = std::mem::take(&mut *self.threads.lock());
-        self.writes.lock().take();
-        self.checkpoints.lock().take();
-        self.reads.lock().take();
-        let (syncs, others): (Vec<_>, Vec<_>) = threads.into_iter().partition(|thread| {
-            thread.thread().name().is_some_and(|name| name.starts_with("file-sync"))
-        });
-        // What is written goes on to be synced.
-        for thread in others {
-            drop(thread.join());
-        }
-        self.syncs.lock().clear();
-        for thread in syncs {
-            drop(thread.join());
         }
     }
 }

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::StateOf;
-use super::pending::{CommitMode, FileWriters};
+use super::bulk::BulkThreads;
+use super::pending::CommitMode;
 use crate::clock::SharedClock;
 use crate::config::Tasks;
 use crate::log::{Log, Topic};
@@ -85,8 +86,8 @@ pub struct Environment {
     pub clock: SharedClock,
     /// Limits of batches and commits.
     pub config: Tasks,
-    /// Threads that write the files of replays.
-    pub files: FileWriters,
+    /// Threads for bulk work.
+    pub bulk: BulkThreads,
     /// Where checkpoints are written and read.
     pub file_system: Arc<dyn FileSystem>,
     /// The directory of checkpoints.

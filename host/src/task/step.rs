@@ -139,7 +139,7 @@ impl Task {
     fn ahead(&self) -> Option<Executor> {
         (self.spec.mode.tasks() < MANY_TASKS).then(|| {
             let env = Arc::clone(&self.env);
-            let executor: Executor = Arc::new(move |job| env.files.submit_read(job));
+            let executor: Executor = Arc::new(move |job| env.bulk.submit_read(job));
             executor
         })
     }
@@ -233,7 +233,7 @@ impl Task {
             return;
         }
         let (env, writing) = (Arc::clone(&self.env), Arc::clone(&running.checkpointing));
-        self.env.files.submit_checkpoint(Box::new(move || {
+        self.env.bulk.submit_checkpoint(Box::new(move || {
             // A panic must not leave the task without checkpoints for ever.
             let taken = catch_unwind(AssertUnwindSafe(|| state.take(&env)));
             writing.store(false, Ordering::Release);
@@ -633,7 +633,7 @@ impl Parts {
             mode.end_files();
         };
         let (job_env, partition) = (Arc::clone(env), self.spec.partition);
-        env.files.submit(Box::new(move || {
+        env.bulk.submit(Box::new(move || {
             let files = match guarded(|| self.write(&job_env)) {
                 Ok(files) => files,
                 Err(refused) => return done(Err(refused)),
@@ -650,7 +650,7 @@ impl Parts {
                 Err(refused) => done(Err(refused)),
             };
             // Before the next one may be written, which must come after.
-            job_env.files.submit_sync(partition, Box::new(sync));
+            job_env.bulk.submit_sync(partition, Box::new(sync));
             written();
         }));
     }
