@@ -218,7 +218,7 @@ fn the_state(c: &mut Criterion) {
             stores.apply(all);
             let (keys, values) = stores.take_changes();
             let mut changes = Changes::default();
-            changes.push(keys, values);
+            changes.push(&keys, values);
             changes
         };
         b.iter_batched(

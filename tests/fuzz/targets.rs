@@ -70,7 +70,7 @@ pub fn checkpoint(data: &[u8]) {
         expected.insert((store, key.to_vec()), row.to_vec());
     }
     let mut changes = Changes::default();
-    changes.push(keys.iter().collect(), values.into_iter().collect());
+    changes.push(&keys.iter().collect(), values.into_iter().collect());
     checkpoint::write(&fs, &path, None, &changes, serde_json::Value::Null).unwrap();
     let back = load(&*fs, &path).expect("what was written can be read");
     assert!(back.into_iter().eq(expected.into_iter().map(|((s, k), v)| (s, k, v))));

@@ -250,7 +250,7 @@ mod tests {
             for _ in 0..random.usize(0..2_000) {
                 let (store, key) = (random.usize(0..3), vec![random.u8(..); random.usize(0..3)]);
                 let value = random.bool().then(|| vec![random.u8(..); random.usize(0..20)]);
-                changes.push(column(Some(full(store, &key))), column(value.clone()));
+                changes.push(&column(Some(full(store, &key))), column(value.clone()));
                 match value {
                     Some(value) => plain.insert((store, key), value),
                     None => plain.remove(&(store, key)),
@@ -270,7 +270,7 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let path = dir.path().join("c.arrow");
         let mut changes = Changes::default();
-        changes.push(column(Some(full(0, b"key"))), column(Some(vec![7; 100])));
+        changes.push(&column(Some(full(0, b"key"))), column(Some(vec![7; 100])));
         write(&fs, &path, None, &changes, json!({})).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.windows(100).position(|w| w == [7; 100]).unwrap_or(bytes.len() / 3);

@@ -147,7 +147,7 @@ impl StateOf {
         let next = newest.as_ref().map_or(Offset::ZERO, |(manifest, _)| manifest.changelog);
         let mut changes = Changes::default();
         let end = self.read_changelog(env, next, |keys, values| {
-            changes.push(keys, values);
+            changes.push(&keys, values);
             Ok(())
         })?;
         if changes.is_empty() {

@@ -19,6 +19,8 @@ const REQUEST_BYTES: usize = 2 << 20;
 const PRODUCERS: usize = 2;
 /// Between two looks at a replay.
 const LOOK: Duration = Duration::from_millis(5);
+/// The same while much is left.
+const SELDOM: Duration = Duration::from_millis(100);
 /// Longest time without any progress.
 const STALLED: Duration = Duration::from_secs(120);
 /// Partitions of the topic that pushes a history out of the head.
@@ -140,13 +142,17 @@ impl Bench<'_> {
             if let Some(failure) = failure {
                 return Err(Error::Failed(format!("{name} stopped: {failure}")));
             }
+            let mut pause = LOOK;
             if done > seen {
+                // Seldom while much is left, as an answer takes what a thousand records take.
+                let left = (now - begun).mul_f64((records - done) as f64 / done as f64);
+                pause = (left / 4).clamp(LOOK, SELDOM);
                 (seen, moved) = (done, now);
                 bar.set_position(done);
             } else if now - moved > STALLED {
                 return Err(Error::Failed(format!("{name} stands still at {done} of {records}")));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(pause);
         }
     }
 
