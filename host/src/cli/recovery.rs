@@ -36,11 +36,15 @@ pub fn doctor(context: &Context, args: &Doctor) -> Result<(), Error> {
     })?;
     let value = serde_json::to_value(&report).unwrap_or_default();
     context.print(&value, || told(&args.data, &report))?;
-    match report.findings.len() {
-        0 => Ok(()),
+    let place = args.data.display();
+    match (report.findings.len(), report.unread.len()) {
+        (0, 0) => Ok(()),
         _ if report.repaired => Ok(()),
-        1 => Err(Error::Failed(format!("{}: 1 finding", args.data.display()))),
-        n => Err(Error::Failed(format!("{}: {n} findings", args.data.display()))),
+        (1, 0) => Err(Error::Failed(format!("{place}: 1 finding"))),
+        (n, 0) => Err(Error::Failed(format!("{place}: {n} findings"))),
+        (n, unread) => Err(Error::Failed(format!(
+            "{place}: {unread} places could not be read, so that not all is known; {n} findings"
+        ))),
     }
 }
 
@@ -51,6 +55,12 @@ fn told(data: &Path, report: &Report) -> String {
         out += &format!(
             "{}\n  wrong: {}\n  to do: {}\n",
             finding.place, finding.problem, finding.remedy
+        );
+    }
+    for unread in &report.unread {
+        out += &format!(
+            "{}\n  could not be read: {}\n  to do: {}\n",
+            unread.place, unread.problem, unread.remedy
         );
     }
     if !report.losses.is_empty() {
@@ -76,7 +86,7 @@ fn told(data: &Path, report: &Report) -> String {
         count(report.files),
         size(report.bytes)
     );
-    out + &match (report.findings.len(), report.repaired) {
+    out + &match (report.findings.len() + report.unread.len(), report.repaired) {
         (0, _) => format!("{checked}; nothing is wrong\n"),
         (_, true) => format!("{checked}; repaired: start the host\n"),
         (_, false) => format!("{checked}\n"),

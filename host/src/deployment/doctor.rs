@@ -6,28 +6,20 @@
 //!
 //! **Invariant:** a check changes nothing. A repair deletes nothing, and loses nothing that it was not
 //! told to accept: every range of offsets that is gone is named before, and readers are told of it after.
+//! Nothing is repaired as long as anything cannot be read: it may be whole.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::backup::Meter;
-use super::events::rfc3339;
+use super::exam::Exam;
 use super::head_copies::HEAD_COPY;
-use super::record::{DeploymentRecord, GenerationRecord, PluginRecord};
-use super::{Error, Kind, Phase};
+use super::{Error, Kind};
 use crate::clock::Clock;
-use crate::log::{FileFault, Files, Image, Loss, NewHead, Repair};
-use crate::state::checkpoint;
-use crate::storage::{
-    self, AboutHead, Entries, Examined, FileSystem, HeadExam, finish_repair, read_head_copy,
-    repair_is_pending, replace_head,
-};
-use crate::task::{CheckpointManifest, Cursor, checkpoint_prefix, cursor_key};
-use crate::types::{Offset, PartitionId};
+use crate::log::Loss;
+use crate::storage::{self, FileSystem, finish_repair, repair_is_pending, replace_head};
 
 /// Something that is wrong, and the way out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +49,8 @@ pub struct LostRange {
 pub struct Report {
     /// What is wrong.
     pub findings: Vec<Finding>,
+    /// What could not be read, so that nobody knows whether it is wrong.
+    pub unread: Vec<Finding>,
     /// What is worth knowing and not wrong.
     pub notes: Vec<String>,
     /// What a repair would lose, or has lost.
@@ -82,8 +76,6 @@ pub struct Orders {
     pub scratch: PathBuf,
 }
 
-const REPAIR: &str = "restore a backup, or stop the host and run `anabranch doctor --repair`, which says what is lost";
-
 /// Checks the data directory `dir`, and repairs it if it is told to.
 ///
 /// # Errors
@@ -97,7 +89,7 @@ pub fn examine(
 ) -> Result<Report, Error> {
     let internal = |e: storage::Error| Error::new(Kind::Internal, "doctor_failed", e.to_string());
     let _lock = lock(dir, &**fs)?;
-    if repair_is_pending(dir, &**fs) {
+    if repair_is_pending(dir, &**fs).map_err(internal)? {
         if !orders.repair {
             let finding = Finding {
                 place: dir.join("repair").display().to_string(),
@@ -109,14 +101,17 @@ pub fn examine(
         finish_repair(dir, &**fs).map_err(internal)?;
     }
     let mut exam = Exam::read(dir, fs, &orders.scratch, meter).map_err(internal)?;
-    if let Some(sentence) = exam.examined.other_version.take() {
+    if let Some(sentence) = exam.other_version() {
         return Err(Error::new(Kind::Refused, "other_version", sentence));
     }
-    exam.check_head();
-    exam.check_files(meter);
-    exam.check_deployments();
-    let now_ms = clock.now_ms();
-    let head = exam.new_head(now_ms);
+    exam.check(meter);
+    if !exam.report.unread.is_empty() {
+        return match orders.repair {
+            true => Err(cannot_read(&exam.report.unread)),
+            false => Ok(exam.report),
+        };
+    }
+    let head = exam.new_head(clock.now_ms());
     exam.report.losses = head.losses.iter().map(lost_range).collect();
     for (log, topic) in &head.recovered {
         let note = format!(
@@ -146,6 +141,20 @@ pub fn examine(
     Ok(report)
 }
 
+/// A repair takes what is not there for lost, and what cannot be read may be there.
+fn cannot_read(unread: &[Finding]) -> Error {
+    let named = unread.first().map(|first| format!("{}: {}", first.place, first.problem));
+    let more = match unread.len() {
+        0 | 1 => String::new(),
+        n => format!(" (and {} more)", n - 1),
+    };
+    let message = format!(
+        "nothing was repaired, because not everything can be read, and what cannot be read may be whole: {}{more}; see to disk, mounts and permissions (`anabranch doctor` without --repair lists all), then run it again",
+        named.unwrap_or_default()
+    );
+    Error::new(Kind::Unavailable, "cannot_read", message)
+}
+
 fn lost_range(loss: &Loss) -> LostRange {
     LostRange { place: loss.place.clone(), from: loss.from.0, next: loss.next.map(|n| n.0) }
 }
@@ -165,405 +174,248 @@ fn lock(dir: &Path, fs: &dyn FileSystem) -> Result<Option<Box<dyn Send + Sync>>,
         );
         return Err(Error::new(Kind::NotFound, "no_data_directory", message));
     }
-    match fs.lock(&dir.join("lock")) {
+    let path = dir.join("lock");
+    match fs.lock(&path) {
         Ok(Some(lock)) => Ok(Some(lock)),
         Ok(None) => {
-            let message = format!("a host runs on {}: stop it first", dir.display());
+            let message = format!(
+                "a host runs on {}, or a backup or another doctor is at work there: stop it or wait for it, then run this again",
+                dir.display()
+            );
             Err(Error::new(Kind::Conflict, "host_running", message))
         }
         Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Ok(None),
         Err(e) => {
-            let message = format!("cannot lock {}: {e}", dir.join("lock").display());
+            let message = format!(
+                "cannot lock {}: {e}; without the lock a host could run there: run this as the user that the host runs as, on a disk that works",
+                path.display()
+            );
             Err(Error::new(Kind::Internal, "doctor_failed", message))
         }
     }
 }
 
-/// What was read, and what is wrong with it.
-struct Exam<'a> {
-    dir: &'a Path,
-    fs: &'a Arc<dyn FileSystem>,
-    report: Report,
-    examined: Examined,
-    /// What is intact of the head.
-    head: Entries,
-    /// Keys whose values are not.
-    damaged: Vec<Vec<u8>>,
-    copy: Option<(AboutHead, Entries)>,
-    /// What is checked and built upon: the head, or its copy.
-    base: Entries,
-    /// Whether that is the head with everything that was acknowledged, but for single appends.
-    whole: bool,
-    /// At least as high as every commit that was acknowledged.
-    sequence: u64,
-    store_id: Option<u64>,
-    image: Image,
-    files: Files,
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::io;
 
-impl<'a> Exam<'a> {
-    fn read(
-        dir: &'a Path,
-        fs: &'a Arc<dyn FileSystem>,
-        scratch: &Path,
-        meter: &Meter,
-    ) -> Result<Self, storage::Error> {
-        let head_exam = HeadExam::copy(dir, scratch)?;
-        let (mut report, mut head) = (Report::default(), Entries::new());
-        let (mut damaged, mut highest) = (Vec::new(), 0);
-        let examined = head_exam.run(&**fs, |key, value| {
-            report.values += 1;
-            match value {
-                Ok((sequence, value)) => {
-                    highest = highest.max(sequence);
-                    head.insert(key.to_vec(), value);
-                }
-                Err(problem) => {
-                    let place = format!("key \"{}\" of the head", key.escape_ascii());
-                    report.findings.push(Finding { place, problem, remedy: REPAIR.to_owned() });
-                    damaged.push(key.to_vec());
-                }
+    use super::super::record::PluginRecord;
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::log::{Append, Commit, Files, Log, LogConfig, LogKind, LogSpec};
+    use crate::state::{Changes, checkpoint};
+    use crate::storage::{
+        AboutHead, Entry, File, Head, OsFileSystem, Storage, write_file, write_head_copy,
+    };
+    use crate::task::{CheckpointManifest, checkpoint_prefix};
+    use crate::threads::Mutex;
+    use crate::types::{
+        DeploymentId, Digest, GenerationId, GenerationNumber, LogId, Offset, PartitionId,
+        RecordsBuilder,
+    };
+
+    /// An operation of reading, by path and name.
+    type Reading = (PathBuf, &'static str);
+
+    /// The system's files; notes what is read below a directory, and refuses one reading.
+    #[derive(Default)]
+    struct Refusing {
+        below: PathBuf,
+        refused: Option<Reading>,
+        seen: Mutex<BTreeSet<Reading>>,
+    }
+
+    impl Refusing {
+        fn pass(&self, path: &Path, what: &'static str) -> io::Result<()> {
+            if !path.starts_with(&self.below) {
+                return Ok(());
             }
-        });
-        // One of another store was put there by hand.
-        let own = |about: &AboutHead| examined.format.is_none_or(|id| id == about.store_id());
-        let copy = read_head_copy(&**fs, &dir.join(HEAD_COPY)).ok().filter(|(about, _)| own(about));
-        let acknowledged = examined.high_water.unwrap_or(0);
-        let tip = examined.tip.unwrap_or(0);
-        let copied = copy.as_ref().map_or(0, |(about, _)| about.sequence);
-        let ids =
-            [examined.format, examined.store_id, copy.as_ref().map(|(about, _)| about.store_id())];
-        let store_id = ids.into_iter().flatten().next();
-        // One append more or less leaves everything else as it was; any other value that is missing
-        // leaves what refers to it in the air.
-        let sound = examined.complete && damaged.iter().all(|key| key.first() == Some(&b'h'));
-        let whole = sound && tip >= acknowledged && tip > 0;
-        let use_head = whole || (sound && tip > 0 && tip >= copied);
-        let base = match (use_head, &copy) {
-            (false, Some((_, entries))) => entries.clone(),
-            (false, None) if !sound => Entries::new(),
-            _ => head.clone(),
+            let reading = (path.to_owned(), what);
+            // A missing right for what is opened, a bad sector for what is read.
+            let errno = if what == "open" { 13 } else { 5 };
+            let refused = self.refused.as_ref() == Some(&reading);
+            self.seen.lock().insert(reading);
+            if refused { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
+        }
+    }
+
+    struct RefusingFile(Box<dyn File>, PathBuf, Arc<Refusing>);
+
+    impl File for RefusingFile {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            self.2.pass(&self.1, "read")?;
+            self.0.read_at(buffer, offset)
+        }
+        fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            self.0.write_at(bytes, offset)
+        }
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync()
+        }
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+    }
+
+    struct Disk(Arc<Refusing>);
+
+    impl FileSystem for Disk {
+        fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+            OsFileSystem.create(path)
+        }
+        fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
+            self.0.pass(path, "open")?;
+            let file = OsFileSystem.open(path)?;
+            Ok(Box::new(RefusingFile(file, path.to_owned(), Arc::clone(&self.0))))
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            OsFileSystem.rename(from, to)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            OsFileSystem.remove(path)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
+            self.0.pass(dir, "list")?;
+            OsFileSystem.list(dir)
+        }
+        fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+            OsFileSystem.create_dir_all(dir)
+        }
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            OsFileSystem.sync_dir(dir)
+        }
+        fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+            OsFileSystem.free_bytes(path)
+        }
+        fn open_head(&self, dir: &Path) -> Result<Box<dyn Head>, storage::Error> {
+            OsFileSystem.open_head(dir)
+        }
+        fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
+            OsFileSystem.lock(path)
+        }
+    }
+
+    /// A directory with two segments, records in the head, a checkpoint, a plugin and a copy of the head.
+    fn make(dir: &Path) {
+        let (fs, clock): (Arc<dyn FileSystem>, _) =
+            (Arc::new(OsFileSystem), ManualClock::new(1_000, 7));
+        let storage = Storage::open(dir, &fs, &(Arc::clone(&clock) as _)).unwrap();
+        let limits = LogConfig { head_bytes: 3_000, segment_bytes: 1 << 20, min_free_bytes: 0 };
+        let log = Log::open(Arc::new(storage), Arc::clone(&fs), clock, limits).unwrap();
+        let id = LogId(log.allocate_id());
+        let spec = LogSpec { id, kind: LogKind::Records, partitions: 1, owner: "t".into() };
+        log.commit_blocking(Commit { creates: vec![spec], ..Commit::default() }).unwrap();
+        let partition = PartitionId(0);
+        while Files::list(&*fs, dir).unwrap().len() < 2 {
+            let mut records = RecordsBuilder::default();
+            records.push(0, Some(b"k"), Some(&[7; 500]), []);
+            let append = Append { log: id, partition, records: records.finish() };
+            log.commit_blocking(Commit { appends: vec![append], ..Commit::default() }).unwrap();
+        }
+        let folders = ["checkpoints", "plugins"].map(|name| dir.join(name));
+        folders.iter().for_each(|folder| fs.create_dir_all(folder).unwrap());
+        let mut changes = Changes::default();
+        changes.set(Box::new([0, 0, b'k']), Some(Box::new([7; 50])));
+        let path = folders[0].join("c.arrow");
+        let written = checkpoint::write(&fs, &path, None, changes, serde_json::json!({})).unwrap();
+        let manifest = CheckpointManifest {
+            file: "c.arrow".to_owned(),
+            changelog: Offset::ZERO,
+            entries: written.entries,
+            size_bytes: written.size_bytes,
         };
-        let listed = Files::list(&**fs, dir).unwrap_or_default();
-        let checkpoints = fs.list(&dir.join("checkpoints")).unwrap_or_default();
-        let total: u64 = listed.values().chain(checkpoints.iter().map(|e| &e.size_bytes)).sum();
-        meter.total_bytes.store(total, Ordering::Relaxed);
-        report.files = listed.len() as u64;
-        report.bytes = total;
-        let files = Files::examine(&**fs, dir, listed.into_keys(), &mut |bytes| meter.add(bytes));
-        let image = Image::read(&base);
-        let sequence = tip.max(acknowledged).max(copied).max(highest);
-        Ok(Self {
-            dir,
-            fs,
-            report,
-            examined,
-            head,
-            damaged,
-            copy,
-            base,
-            whole,
-            sequence,
-            store_id,
-            image,
-            files,
-        })
+        let generation = GenerationId { deployment: DeploymentId(1), number: GenerationNumber(1) };
+        let checkpoint_key = [checkpoint_prefix(generation), vec![0; 4]].concat();
+        let digest = Digest::of(b"a plugin");
+        let path = folders[1].join(format!("{}.wasm", digest.hex()));
+        write_file(&*fs, &path, b"a plugin").unwrap();
+        let description = serde_json::json!({});
+        let plugin = PluginRecord { digest, size_bytes: 8, pushed_ms: 0, description };
+        let json = |value| Some(serde_json::to_vec(&value).unwrap());
+        let metadata = vec![
+            (checkpoint_key, json(serde_json::to_value(&manifest).unwrap())),
+            (PluginRecord::key(&digest), json(serde_json::to_value(&plugin).unwrap())),
+        ];
+        log.commit_blocking(Commit { metadata, ..Commit::default() }).unwrap();
+        let taken = log.snapshot().unwrap();
+        let about = AboutHead::new(taken.store_id, taken.sequence, 0, Vec::new());
+        write_head_copy(&fs, &dir.join(HEAD_COPY), &about, taken.entries()).unwrap();
+        log.close();
     }
 
-    fn find(&mut self, place: impl Into<String>, problem: impl Into<String>, remedy: &str) {
-        let (place, problem) = (place.into(), problem.into());
-        self.report.findings.push(Finding { place, problem, remedy: remedy.to_owned() });
+    /// Everything below a directory but its lock.
+    fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => files.extend(tree(&path)),
+                false if path.ends_with("lock") => {}
+                false => drop(files.insert(path.clone(), std::fs::read(path).unwrap())),
+            }
+        }
+        files
     }
 
-    fn check_head(&mut self) {
-        for (place, problem) in std::mem::take(&mut self.examined.faults) {
-            self.find(place.display().to_string(), problem, REPAIR);
-        }
-        let Examined { format, store_id, tip, high_water, .. } = self.examined;
-        let (tip, mark) = (tip.unwrap_or(0), high_water.unwrap_or(0));
-        if self.examined.complete && tip < mark.max(1) {
-            let problem = format!("it ends at commit {tip}, but {mark} was acknowledged");
-            self.find("the head", problem, REPAIR);
-        }
-        if let (Some(a), Some(b)) = (format, store_id)
-            && a != b
-        {
-            let problem = format!("file format names store {a:016x}, the head store {b:016x}");
-            self.find(
-                self.dir.display().to_string(),
-                problem,
-                "put head and format of one store together, or restore a backup",
-            );
-        }
-        for (key, problem) in std::mem::take(&mut self.image.faults) {
-            let place = format!("key \"{}\" of the head", key.escape_ascii());
-            self.find(place, problem, REPAIR);
-        }
-        for key in self
-            .base
-            .keys()
-            .filter(|key| !key.first().is_some_and(|k| b"tlpsxhndckwgv".contains(k)))
-        {
-            let note = format!(
-                "key \"{}\" of the head is none that this version writes",
-                key.escape_ascii()
-            );
-            self.report.notes.push(note);
-        }
-        for (place, problem) in self.image.check() {
-            self.find(place, problem, "report this: it is a fault of the host; restore a backup");
-        }
-        match (&self.copy, self.whole) {
-            (Some((about, _)), _) => {
-                let taken = rfc3339(about.written_ms);
-                let note = format!(
-                    "{HEAD_COPY} is of commit {}, {taken}; the last commit that is known to be acknowledged is {mark}",
-                    about.sequence
-                );
-                self.report.notes.push(note);
-            }
-            (None, true) => {
-                let note = format!(
-                    "{HEAD_COPY} is not there or damaged: a host writes it a second after its start"
-                );
-                self.report.notes.push(note);
-            }
-            (None, false) => {
-                let place = self.dir.join(HEAD_COPY).display().to_string();
-                self.find(place, "it is not there or damaged, and the head is, too: names of topics and deployments are lost", "restore a backup; a repair saves the records of sealed segments alone");
-            }
-        }
-    }
-
-    fn check_files(&mut self, meter: &Meter) {
-        let store = self.store();
-        let (listed, unlisted): (Vec<_>, Vec<_>) =
-            self.image.check_files(&self.files, &store).into_iter().partition(|fault| fault.listed);
-        for FileFault { path, problem, .. } in listed {
-            self.find(self.dir.join(path).display().to_string(), problem, REPAIR);
-        }
-        if !self.whole && !unlisted.is_empty() {
-            let note = format!(
-                "{} segments are not in the copy of the head; a repair takes the records of producers from them",
-                unlisted.len()
-            );
-            self.report.notes.push(note);
-        } else {
-            let note = |fault: FileFault| {
-                format!("{}: {}; the next start moves it to quarantine", fault.path, fault.problem)
+    #[test]
+    fn what_cannot_be_read_is_said_to_be_so_and_nothing_is_repaired() {
+        let harms: [(&str, fn(&Path)); 3] = [
+            ("nothing is wrong", |_| ()),
+            ("a segment is lost", |dir| {
+                let name = Files::list(&OsFileSystem, dir).unwrap().into_keys().next().unwrap();
+                std::fs::remove_file(dir.join("segments").join(name)).unwrap();
+            }),
+            ("the head is lost", |dir| std::fs::remove_dir_all(dir.join("head")).unwrap()),
+        ];
+        for (name, harm) in harms {
+            let home = tempfile::tempdir().unwrap();
+            let dir = home.path().join("data");
+            make(&dir);
+            harm(&dir);
+            let run = |refused: Option<Reading>, repair: bool| {
+                let refusing = Refusing { below: dir.clone(), refused, seen: Mutex::default() };
+                let refusing = Arc::new(refusing);
+                let fs: Arc<dyn FileSystem> = Arc::new(Disk(Arc::clone(&refusing)));
+                let orders = Orders { repair, accept_loss: repair, scratch: home.path().into() };
+                let clock = ManualClock::new(2_000, 7);
+                let told = examine(&dir, &fs, &*clock, &orders, &Meter::default());
+                let seen = refusing.seen.lock().clone();
+                (told, seen)
             };
-            self.report.notes.extend(unlisted.into_iter().map(note));
-        }
-        let mut named = BTreeSet::new();
-        let manifests = self.of::<CheckpointManifest>(b'k');
-        for (key, manifest) in manifests {
-            let path = self.dir.join("checkpoints").join(&manifest.file);
-            let (mut entries, mut last): (u64, Option<(usize, Vec<u8>)>) = (0, None);
-            let mut sorted = true;
-            let loaded = checkpoint::load(&**self.fs, &path, |store, key, _| {
-                let now = (store, key.to_vec());
-                sorted &= last.as_ref().is_none_or(|last| *last < now);
-                (entries, last) = (entries + 1, Some(now));
-            });
-            meter.add(manifest.size_bytes);
-            let problem = match loaded {
-                Err(e) => Some(e.to_string()),
-                Ok(()) if entries != manifest.entries => Some(format!(
-                    "it has {entries} entries, and the catalogue says {}",
-                    manifest.entries
-                )),
-                Ok(()) if !sorted => Some("its entries are not in order".to_owned()),
-                Ok(()) => None,
-            };
-            if let Some(problem) = problem {
-                let whose = self.whose(&key);
-                let remedy = format!(
-                    "restore a backup, or start the host and replay {whose} from its inputs: anabranch swap NAME --plugin DIGEST, with the digest that `anabranch status NAME --json` says"
-                );
-                self.find(path.display().to_string(), problem, &remedy);
-            }
-            named.insert(manifest.file);
-        }
-        for entry in self.fs.list(&self.dir.join("checkpoints")).unwrap_or_default() {
-            self.report.files += 1;
-            if !named.contains(&entry.name) {
-                let note = format!(
-                    "checkpoints/{}: nothing names it; the next start moves it to quarantine",
-                    entry.name
-                );
-                self.report.notes.push(note);
-            }
-        }
-        for (_, plugin) in self.of::<PluginRecord>(b'w') {
-            let path = self.dir.join("plugins").join(format!("{}.wasm", plugin.digest.hex()));
-            match storage::read_file(&**self.fs, &path) {
-                Ok(bytes) if bytes.starts_with(b"\0asm") => self.report.files += 1,
-                Ok(_) => self.find(
-                    path.display().to_string(),
-                    "it is no WebAssembly",
-                    "restore it from a backup, or remove it and push the plugin again",
-                ),
-                Err(e) => {
-                    self.find(path.display().to_string(), e.to_string(), "restore it from a backup")
-                }
-            }
-        }
-        let quarantined = self.fs.list(&self.dir.join("quarantine")).unwrap_or_default();
-        if !quarantined.is_empty() {
-            let note = format!(
-                "{} files or heads are in quarantine/; a running host never looks at them",
-                quarantined.len()
-            );
-            self.report.notes.push(note);
-        }
-    }
-
-    fn store(&self) -> String {
-        format!("{:016x}", self.store_id.unwrap_or_default())
-    }
-
-    /// The catalogue's records of a kind; those that cannot be read become findings.
-    fn of<T: serde::de::DeserializeOwned>(&mut self, kind: u8) -> Vec<(Vec<u8>, T)> {
-        let (mut parsed, mut faults) = (Vec::new(), Vec::new());
-        for (key, value) in self.base.range(vec![kind]..vec![kind + 1]) {
-            match serde_json::from_slice(value) {
-                Ok(value) => parsed.push((key.clone(), value)),
-                Err(e) => faults.push((key.escape_ascii().to_string(), e.to_string())),
-            }
-        }
-        for (key, problem) in faults {
-            self.find(format!("key \"{key}\" of the head"), problem, REPAIR);
-        }
-        parsed
-    }
-
-    /// The deployment and generation that a key of a task is about.
-    fn whose(&self, key: &[u8]) -> String {
-        let records = self.base.range(vec![b'd']..vec![b'd' + 1]);
-        let records =
-            records.filter_map(|(_, v)| serde_json::from_slice::<DeploymentRecord>(v).ok());
-        for record in records {
-            for generation in &record.generations {
-                if key.starts_with(&checkpoint_prefix(record.generation_id(generation.number))) {
-                    return format!("{} (generation {})", record.name(), generation.number);
-                }
-            }
-        }
-        "the deployment".to_owned()
-    }
-
-    fn check_deployments(&mut self) {
-        let plugins: BTreeSet<_> =
-            self.of::<PluginRecord>(b'w').into_iter().map(|(_, p)| p.digest).collect();
-        let mut tasks: BTreeSet<Vec<u8>> = BTreeSet::new();
-        for (_, record) in self.of::<DeploymentRecord>(b'd') {
-            let place = format!("deployment {}", record.name());
-            let live =
-                record.generations.iter().filter(|g| g.phase == Phase::Live).map(|g| g.number);
-            if live.collect::<Vec<_>>() != [record.live] {
-                let problem = format!("generation {} should be the only live one", record.live);
-                self.find(
-                    place.clone(),
-                    problem,
-                    "report this: it is a fault of the host; restore a backup",
-                );
-            }
-            for generation in record.generations.iter().filter(|g| g.phase.runs()) {
-                let place = format!("{place} generation {}", generation.number);
-                if !plugins.contains(&generation.plugin) {
-                    let problem =
-                        format!("its plugin {} is not in the catalogue", generation.plugin);
-                    self.find(place.clone(), problem, "push the plugin again");
-                }
-                for problem in self.task_faults(&record, generation, &mut tasks) {
-                    self.find(place.clone(), problem, "report this: it is a fault of the host; restore a backup, or delete the deployment and deploy it again");
-                }
-            }
-        }
-        let strays = self
-            .base
-            .range(vec![b'c']..vec![b'd'])
-            .filter(|(key, _)| !tasks.contains(*key))
-            .count();
-        if strays > 0 {
-            self.report.notes.push(format!("{strays} cursors belong to no generation that runs"));
-        }
-    }
-
-    /// What is wrong with the cursors and logs of a generation that runs.
-    fn task_faults(
-        &self,
-        record: &DeploymentRecord,
-        generation: &GenerationRecord,
-        tasks: &mut BTreeSet<Vec<u8>>,
-    ) -> Vec<String> {
-        let mut faults = Vec::new();
-        let Some(logs) = &generation.logs else { return vec!["it has no logs".to_owned()] };
-        let own = [(logs.changelog, record.tasks), (logs.journal, record.tasks)];
-        let outputs = logs.mounted().map(|output| (output.log, output.partitions));
-        for (log, partitions) in own.into_iter().chain(outputs) {
-            if self.image.partitions_of(log) != Some(partitions) {
-                faults.push(format!("its log {log} with {partitions} partitions is not there"));
-            }
-        }
-        for p in (0..record.tasks).map(PartitionId) {
-            let id = record.generation_id(generation.number);
-            let key = cursor_key(id, p);
-            let Some(bytes) = self.base.get(&key) else { continue };
-            tasks.insert(key);
-            let cursor = match Cursor::decode(bytes) {
-                Ok(cursor) => cursor,
-                Err(e) => {
-                    faults.push(format!("the cursor of partition {p} cannot be read: {e}"));
-                    continue;
-                }
-            };
-            for (name, at) in record.spec.inputs.iter().zip(&cursor.inputs) {
-                let Some(topic) = self.image.topic(name) else {
-                    faults.push(format!("its input {name} is not there"));
-                    continue;
+            let (told, seen) = run(None, false);
+            let wrong = told.unwrap().findings.len();
+            assert_eq!(wrong > 0, name != "nothing is wrong", "{name}");
+            assert!(seen.len() > 12, "{name}: {seen:?}");
+            let before = tree(&dir);
+            for (n, reading) in seen.into_iter().enumerate() {
+                // `repair` is not there, and a folder that is not there is not listed.
+                let place = reading.0.display().to_string();
+                let told = match n % 2 {
+                    0 => run(Some(reading.clone()), true).0.unwrap_err().to_string(),
+                    _ => match run(Some(reading.clone()), false).0 {
+                        Err(error) => error.to_string(),
+                        Ok(report) => {
+                            let found = report.findings.iter().any(|f| f.place == place);
+                            assert!(!found, "{name}, {reading:?}: {:?}", report.findings);
+                            assert_eq!(report.losses, [], "{name}, {reading:?}");
+                            report
+                                .unread
+                                .iter()
+                                .map(|u| format!("{}: {}", u.place, u.problem))
+                                .collect()
+                        }
+                    },
                 };
-                let mount = topic.open_mount();
-                let base = mount.base.get(p.0 as usize).copied().unwrap_or_default();
-                let end = self.image.bounds(mount.log, p).map(|(_, end)| base.0 + end.0);
-                if end.is_some_and(|end| at.0 > end) {
-                    faults.push(format!(
-                        "partition {p} stands at offset {at} of {name}, which ends at {}",
-                        end.unwrap_or_default()
-                    ));
-                }
+                assert!(
+                    told.contains(&place) && told.contains("os error"),
+                    "{name}, {reading:?}: {told}"
+                );
+                assert_eq!(tree(&dir), before, "{name}, {reading:?}: something was changed");
             }
-            let mut key = checkpoint_prefix(id);
-            key.extend_from_slice(&p.0.to_be_bytes());
-            let manifest = self
-                .base
-                .get(&key)
-                .and_then(|v| serde_json::from_slice::<CheckpointManifest>(v).ok());
-            let first = manifest.map_or(Offset::ZERO, |manifest| manifest.changelog);
-            if let Some((start, end)) = self.image.bounds(logs.changelog, p)
-                && (first < start || first > end)
-            {
-                faults.push(format!("the changelog of partition {p} has offsets {start} to {end}, and its state needs it from {first} on"));
-            }
+            let report = run(None, true).0.unwrap();
+            assert_eq!(report.repaired, wrong > 0, "{name}");
+            assert_eq!(run(None, false).0.unwrap().findings, [], "{name}");
         }
-        faults
-    }
-
-    fn new_head(&self, now_ms: i64) -> NewHead {
-        let why = format!(
-            "it was not intact when the data directory was repaired at {}",
-            rfc3339(now_ms)
-        );
-        let repair = Repair {
-            base: &self.base,
-            whole: self.whole,
-            damaged: &self.damaged,
-            salvage: &self.head,
-            files: &self.files,
-            store: &self.store(),
-            now_ms,
-            why: &why,
-        };
-        repair.new_head()
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** what cannot be read is a fault with its key, and the rest is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::de::DeserializeOwned;
 
@@ -157,6 +157,46 @@ impl Image {
             Some(None) => {}
             None => self.faults.push((key.to_vec(), "the key is cut off".to_owned())),
         }
+    }
+
+    /// What is wrong among logs, topics and manifest: places and problems.
+    pub fn check(&self) -> Vec<(String, String)> {
+        let mut faults = Vec::new();
+        for ((log, p), partition) in &self.partitions {
+            let pieces = partition.pieces();
+            for pair in pieces.windows(2).filter(|pair| pair[1].0 < pair[0].1) {
+                let (a, b) = (pair[0], pair[1]);
+                faults.push((
+                    self.name(*log, *p),
+                    format!(
+                        "offsets {} to {} are there twice: ranges {} to {} and {} to {} overlap",
+                        b.0,
+                        a.1.min(b.1),
+                        a.0,
+                        a.1,
+                        b.0,
+                        b.1
+                    ),
+                ));
+            }
+        }
+        let mut names = BTreeSet::new();
+        for topic in self.topics.values() {
+            let place = format!("topic {}", topic.name);
+            if !names.insert(&topic.name) {
+                faults.push((place.clone(), "two topics have this name".to_owned()));
+            }
+            faults.extend(topic.fault().map(|fault| (place.clone(), fault)));
+            for mount in topic.mounts.iter().filter(|mount| !mount.retired) {
+                if self.partitions_of(mount.log).is_none_or(|n| n < topic.partitions) {
+                    faults.push((
+                        place.clone(),
+                        format!("it mounts log {}, which is not there", mount.log),
+                    ));
+                }
+            }
+        }
+        faults
     }
 
     /// What kind of log it is, if it is there.

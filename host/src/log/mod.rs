@@ -14,6 +14,7 @@ mod columns;
 mod commit;
 mod committer;
 mod direct;
+mod files;
 #[doc(hidden)]
 pub mod fuzz;
 mod handle;
@@ -37,11 +38,12 @@ pub use ahead::Executor;
 pub use columns::{schema as segment_schema, to_columns as segment_columns};
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
 pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};
+pub use files::{FileFault, Files};
 pub use handle::{Error, Log, LogConfig, LogStats};
 pub use image::{Image, LogPartition, TopicEnd};
 pub use partition::Partition;
 pub use reader::{PartitionReader, ReadError};
-pub use repair::{FileFault, Files, Loss, NewHead, Repair, restored};
+pub use repair::{Loss, NewHead, Repair, restored};
 pub use signal::Subscription;
 pub use snapshot::LogSnapshot;
 pub use topics::{

@@ -1,167 +1,27 @@
-//! What the files of segments say, against what the manifest says of them, and the log's part of a new
-//! head that is made from both.
+//! The log's part of a new head, made from an old one or its copy and from the files of segments.
 //!
 //! A record is taken from wherever it is intact: a file, an append in the head, an append in a copy of the
 //! head. What is nowhere becomes a lost range ([`Lost`]) that readers are told of.
 //!
 //! **Invariant:** nothing is read twice into a new head and no offset of an old one is given out again:
-//! where the end of a partition is not known for sure, it is moved far beyond what was there.
+//! where the end of a partition is not known for sure, it is moved far beyond what was there. A file that
+//! could not be read is not lost: whoever makes a head sees to it that there is none.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::Path;
+use std::collections::BTreeMap;
 
 use super::commit::{LogKind, LogSpec};
+use super::files::Files;
 use super::image::{Image, LogPartition, PartitionImage};
 use super::keys;
 use super::lost::{Lost, SKIP};
-use super::recovery::SEGMENTS_DIR;
-use super::segment::{ExaminedSegment, SegmentEntry, examine};
+use super::segment::SegmentEntry;
 use super::topics::{TopicFormat, TopicState};
-use crate::storage::{Entries, FileSystem};
+use crate::storage::Entries;
 use crate::types::{LogId, Offset, PartitionId, TopicId, TopicName};
 
 /// Ids that a new head keeps away from those that are known: they were given out and never written down.
 const SKIPPED_IDS: u64 = 1 << 20;
-
-/// Something that is wrong with a file or with what is said of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileFault {
-    /// Below the data directory.
-    pub path: String,
-    /// What is wrong.
-    pub problem: String,
-    /// Whether the manifest names it: then its records are missing. Others are only set aside.
-    pub listed: bool,
-}
-
-/// The files of segments.
-#[derive(Default)]
-pub struct Files {
-    /// By name below the folder of segments.
-    found: BTreeMap<String, Result<ExaminedSegment, String>>,
-}
-
-impl Files {
-    /// Names below the folder of segments of the data directory `data`, and their lengths in bytes.
-    ///
-    /// # Errors
-    /// When a folder cannot be listed.
-    pub fn list(fs: &dyn FileSystem, data: &Path) -> io::Result<BTreeMap<String, u64>> {
-        let dir = data.join(SEGMENTS_DIR);
-        let mut files = BTreeMap::new();
-        let folders = match fs.list(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(files),
-            listed => listed?,
-        };
-        for folder in folders {
-            if !folder.is_dir {
-                files.insert(folder.name, folder.size_bytes);
-                continue;
-            }
-            for file in fs.list(&dir.join(&folder.name))? {
-                files.insert(format!("{}/{}", folder.name, file.name), file.size_bytes);
-            }
-        }
-        Ok(files)
-    }
-
-    /// Reads and checks every byte of the files `names`; `each` is told of bytes as they are read.
-    pub fn examine(
-        fs: &dyn FileSystem,
-        data: &Path,
-        names: impl IntoIterator<Item = String>,
-        each: &mut dyn FnMut(u64),
-    ) -> Self {
-        let dir = data.join(SEGMENTS_DIR);
-        let found = names.into_iter().map(|name| {
-            let examined = examine(fs, &dir, &name, each);
-            (name, examined)
-        });
-        Self { found: found.collect() }
-    }
-
-    /// What is wrong with the file of `entry`, if anything is.
-    fn fault(&self, id: LogPartition, entry: &SegmentEntry, store: &str) -> Option<String> {
-        let found = match self.found.get(&entry.file) {
-            None => return Some("the manifest names it, and it is not there".to_owned()),
-            Some(Err(problem)) => return Some(problem.clone()),
-            Some(Ok(found)) => found,
-        };
-        let says = (found.log, found.partition, found.entry.first, found.entry.next);
-        let expected = (id.0, id.1, entry.first, entry.next);
-        if found.store != store {
-            return Some(format!("it belongs to store {}, and this is {store}", found.store));
-        }
-        let lengths = (found.entry.records, found.entry.file_bytes);
-        (says != expected || lengths != (entry.records, entry.file_bytes))
-            .then(|| "it is not the file that the manifest names".to_owned())
-    }
-}
-
-impl Image {
-    /// What is wrong with files that the manifest names, and which files it does not name.
-    pub fn check_files(&self, files: &Files, store: &str) -> Vec<FileFault> {
-        let mut faults = Vec::new();
-        let mut named = BTreeSet::new();
-        for (id, partition) in &self.partitions {
-            for entry in partition.segments.values() {
-                named.insert(&entry.file);
-                if let Some(problem) = files.fault(*id, entry, store) {
-                    let path = format!("{SEGMENTS_DIR}/{}", entry.file);
-                    faults.push(FileFault { path, problem, listed: true });
-                }
-            }
-        }
-        for name in files.found.keys().filter(|name| !named.contains(name)) {
-            let problem = "the manifest does not name it".to_owned();
-            let path = format!("{SEGMENTS_DIR}/{name}");
-            faults.push(FileFault { path, problem, listed: false });
-        }
-        faults
-    }
-
-    /// What is wrong among logs, topics and manifest: places and problems.
-    pub fn check(&self) -> Vec<(String, String)> {
-        let mut faults = Vec::new();
-        for ((log, p), partition) in &self.partitions {
-            let pieces = partition.pieces();
-            for pair in pieces.windows(2).filter(|pair| pair[1].0 < pair[0].1) {
-                let (a, b) = (pair[0], pair[1]);
-                faults.push((
-                    self.name(*log, *p),
-                    format!(
-                        "offsets {} to {} are there twice: ranges {} to {} and {} to {} overlap",
-                        b.0,
-                        a.1.min(b.1),
-                        a.0,
-                        a.1,
-                        b.0,
-                        b.1
-                    ),
-                ));
-            }
-        }
-        let mut names = BTreeSet::new();
-        for topic in self.topics.values() {
-            let place = format!("topic {}", topic.name);
-            if !names.insert(&topic.name) {
-                faults.push((place.clone(), "two topics have this name".to_owned()));
-            }
-            faults.extend(topic.fault().map(|fault| (place.clone(), fault)));
-            for mount in topic.mounts.iter().filter(|mount| !mount.retired) {
-                if self.partitions_of(mount.log).is_none_or(|n| n < topic.partitions) {
-                    faults.push((
-                        place.clone(),
-                        format!("it mounts log {}, which is not there", mount.log),
-                    ));
-                }
-            }
-        }
-        faults
-    }
-}
 
 /// Records that a new head does not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -461,12 +321,15 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
     use std::sync::Arc;
 
+    use super::super::recovery::SEGMENTS_DIR;
     use super::super::{Append, Commit, Log, LogConfig, ReadError};
     use super::*;
     use crate::clock::ManualClock;
-    use crate::storage::{OsFileSystem, Storage, create_head};
+    use crate::storage::{FileSystem, OsFileSystem, Storage, create_head};
     use crate::types::RecordsBuilder;
 
     const P0: PartitionId = PartitionId(0);

@@ -3,6 +3,7 @@
 //! **Invariant:** the offsets of a segment lie in `first..next` and belong to no other segment or run.
 //! A file that no commit named, or that a commit removed, goes when its last holder does.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::columns;
 use super::reader::{ReadError, fitting, joinable};
-use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem};
+use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw};
 use crate::threads::Mutex;
 use crate::types::{Batch, LogId, Offset, PartitionId, Records};
 
@@ -175,22 +176,22 @@ pub(super) struct ExaminedSegment {
 }
 
 /// Reads all of `file`, a name below the folder `dir` of all segments; `each` is told of bytes as they
-/// are read. The error says what is wrong.
+/// are read.
 pub(super) fn examine(
     fs: &dyn FileSystem,
     dir: &Path,
     file: &str,
     each: &mut dyn FnMut(u64),
-) -> Result<ExaminedSegment, String> {
-    let short = |e: ArrowFileError| match e {
-        ArrowFileError::Damaged { detail, .. } => detail,
-        other => other.to_string(),
-    };
+) -> Result<ExaminedSegment, Flaw> {
     let path = dir.join(file);
-    let file_bytes = fs.open(&path).and_then(|f| f.len()).map_err(|e| e.to_string())?;
-    let opened = ArrowFile::open(fs, &path).map_err(short)?;
+    let file_bytes = fs.open(&path).and_then(|f| f.len()).map_err(|e| match e.kind() {
+        // It was listed a moment ago.
+        io::ErrorKind::NotFound => Flaw::Unread("it vanished while it was looked at".to_owned()),
+        _ => e.into(),
+    })?;
+    let opened = ArrowFile::open(fs, &path)?;
     let about: FileMetadata = serde_json::from_value(opened.metadata().clone())
-        .map_err(|e| format!("its metadata are not those of a segment: {e}"))?;
+        .map_err(|e| Flaw::Damage(format!("its metadata are not those of a segment: {e}")))?;
     let mut entry = SegmentEntry {
         file: file.to_owned(),
         first: about.first,
@@ -204,10 +205,10 @@ pub(super) fn examine(
     };
     let mut sources = false;
     for (i, block) in opened.blocks().iter().enumerate() {
-        let bad = |detail: &str| format!("block {i}: {detail}");
+        let bad = |detail: &str| Flaw::Damage(format!("block {i}: {detail}"));
         let index: BlockIndex =
             serde_json::from_value(block.metadata.clone()).map_err(|e| bad(&e.to_string()))?;
-        let batch = columns::from_columns(&opened.read(i).map_err(short)?)
+        let batch = columns::from_columns(&opened.read(i)?)
             .ok_or_else(|| bad("its columns are not those of a segment"))?;
         each(block.length);
         let rises = batch.offsets.windows(2).all(|pair| pair[0] < pair[1]);
@@ -226,7 +227,7 @@ pub(super) fn examine(
         entry.append_ms = entry.append_ms.max(index.append_ms);
     }
     if about.kind != "segment" || entry.next != about.next {
-        return Err("it does not end where it says".to_owned());
+        return Err(Flaw::Damage("it does not end where it says".to_owned()));
     }
     let FileMetadata { store, log, partition, .. } = about;
     Ok(ExaminedSegment { store, log, partition, entry, sources })

@@ -17,7 +17,7 @@ use arrow_schema::{ArrowError, DataType, Field, Schema};
 use serde_json::{Value, json};
 
 use super::{ChangeError, Changes, changelog_key};
-use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem};
+use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw};
 
 /// Most rows of a block.
 const BLOCK_ROWS: usize = 32_768;
@@ -42,6 +42,15 @@ pub enum Error {
         /// What is wrong.
         detail: String,
     },
+}
+
+impl From<Error> for Flaw {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::File(error) => error.into(),
+            other => Self::Damage(other.to_string()),
+        }
+    }
 }
 
 /// What was written.

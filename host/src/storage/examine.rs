@@ -4,14 +4,92 @@
 //! stays as it was, also where the disk cannot be written.
 //!
 //! **Invariant:** the directory that is examined is not changed. Every value handed on was checked
-//! against its crc32c; every key whose value was not intact is handed on as such.
+//! against its crc32c; every key whose value was not intact is handed on as such. Nothing is called
+//! damaged but what was read and is wrong, or is known not to be there.
 
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::arrow_file::ArrowFileError;
 use super::frame;
-use super::fs::FileSystem;
+use super::fs::{Entry, FileSystem};
 use super::opening::OLD;
 use super::store::{Error, STORE_ID_KEY, TIP_KEY, assemble, read_format, read_high_water};
+
+/// What must be writable where the head is copied to: a segment of sled's.
+const PROBE_BYTES: usize = 8 << 20;
+
+/// What keeps something on disk from being taken as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Flaw {
+    /// It is not there, or what was read of it is not what was written.
+    Damage(String),
+    /// The system did not let it be read: what it holds is not known, and may be whole.
+    Unread(String),
+}
+
+impl Flaw {
+    /// What sled says of its own files: it answers to bytes that it does not expect with errors of
+    /// reading that the system knows nothing of.
+    fn of_head(error: Error) -> Self {
+        match error {
+            Error::Io { source, .. } if source.raw_os_error().is_none() => {
+                Self::Damage(source.to_string())
+            }
+            other => other.into(),
+        }
+    }
+}
+
+impl From<io::Error> for Flaw {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{InvalidData, InvalidInput, NotFound, UnexpectedEof};
+        // Of what is not there or ends too early everything was seen. A position that no file can have
+        // was itself read from a file.
+        match error.kind() {
+            NotFound => Self::Damage("it is not there".to_owned()),
+            UnexpectedEof | InvalidInput | InvalidData => Self::Damage(error.to_string()),
+            _ => Self::Unread(error.to_string()),
+        }
+    }
+}
+
+impl From<Error> for Flaw {
+    /// Without what to do about it: whoever examines knows better.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Io { source, .. } => source.into(),
+            Error::Damaged { detail, .. } | Error::Format { detail, .. } => Self::Damage(detail),
+            other => Self::Damage(other.to_string()),
+        }
+    }
+}
+
+impl From<ArrowFileError> for Flaw {
+    /// As above.
+    fn from(error: ArrowFileError) -> Self {
+        match error {
+            ArrowFileError::Io { source, .. } => source.into(),
+            ArrowFileError::Damaged { detail, .. } => Self::Damage(detail),
+            other => Self::Damage(other.to_string()),
+        }
+    }
+}
+
+/// The entries of the folder `name` in `dir`; none where it is known not to be there.
+///
+/// # Errors
+/// When one of the two cannot be listed.
+pub fn list_folder(fs: &dyn FileSystem, dir: &Path, name: &str) -> io::Result<Vec<Entry>> {
+    match fs.list(&dir.join(name)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let there = fs.list(dir)?.iter().any(|entry| entry.name == name);
+            if there { Err(e) } else { Ok(Vec::new()) }
+        }
+        listed => listed,
+    }
+}
 
 /// What lies in a data directory beside the values of its head.
 #[derive(Debug, Default)]
@@ -27,7 +105,7 @@ pub struct Examined {
     /// What [`Error::Version`] says, if the directory is of another version.
     pub other_version: Option<String>,
     /// What is wrong, each with its place.
-    pub faults: Vec<(PathBuf, String)>,
+    pub faults: Vec<(PathBuf, Flaw)>,
     /// Whether every key of the head was seen: false where sled could not open it or broke off.
     pub complete: bool,
 }
@@ -45,13 +123,13 @@ impl HeadExam {
     /// When it cannot be copied.
     pub fn copy(dir: &Path, scratch: &Path) -> Result<Self, Error> {
         let made = tempfile::Builder::new().prefix("anabranch-doctor-").tempdir_in(scratch);
-        let made = made.map_err(Error::io("create a folder below", scratch))?;
+        let made = made.map_err(Error::io("create a folder (see --scratch) below", scratch))?;
+        let is_there = |path: &Path| path.try_exists().map_err(Error::io("look for", path));
         // A start that was refused or ended leaves the original beside what it was recovered to.
         let (head, old) = (dir.join("head"), dir.join(OLD));
-        let head = if old.exists() { old } else { head };
-        if head.exists() {
-            copy_folder(&head, &made.path().join("head"))
-                .map_err(Error::io("copy the head to a scratch folder: see --scratch:", &head))?;
+        let head = if is_there(&old)? { old } else { head };
+        if is_there(&head)? {
+            copy_folder(&head, &made.path().join("head"))?;
         }
         Ok(Self { dir: dir.to_owned(), scratch: made })
     }
@@ -64,32 +142,37 @@ impl HeadExam {
         mut see: impl FnMut(&[u8], Result<(u64, Vec<u8>), String>),
     ) -> Examined {
         let mut found = Examined::default();
+        let missing = || Flaw::Damage("it is not there".to_owned());
         match read_format(&self.dir, fs) {
             Ok(Some(id)) => found.format = Some(id),
-            Ok(None) => {
-                let place = self.dir.join("format");
-                found.faults.push((place, "it is not there".to_owned()));
-            }
+            Ok(None) => found.faults.push((self.dir.join("format"), missing())),
             Err(e @ Error::Version { .. }) => {
                 found.other_version = Some(e.to_string());
                 return found;
             }
-            Err(e) => found.faults.push((self.dir.join("format"), in_short(e))),
+            Err(e) => found.faults.push((self.dir.join("format"), e.into())),
         }
         match read_high_water(&self.dir, fs) {
             Ok(mark) => found.high_water = Some(mark),
-            Err(e) => found.faults.push((self.dir.join("high-water"), in_short(e))),
+            Err(e) => found.faults.push((self.dir.join("high-water"), e.into())),
         }
         let place = self.dir.join("head");
         let copy = self.scratch.path().join("head");
-        if !copy.join("db").exists() {
-            found.faults.push((place.join("db"), "it is not there".to_owned()));
-            return found;
+        match copy.join("db").try_exists() {
+            Ok(true) => {}
+            Ok(false) => {
+                found.faults.push((place.join("db"), missing()));
+                return found;
+            }
+            Err(e) => {
+                found.faults.push((copy.join("db"), e.into()));
+                return found;
+            }
         }
         let head = match fs.open_head(&copy) {
             Ok(head) => head,
             Err(e) => {
-                found.faults.push((place, in_short(e)));
+                found.faults.push(self.blame(place, Flaw::of_head(e)));
                 return found;
             }
         };
@@ -109,37 +192,50 @@ impl HeadExam {
                             _ => see(key, Ok((sequence, value))),
                         }
                     }
-                    Err(e) => see(key, Err(in_short(e))),
+                    Err(e) => match Flaw::of_head(e) {
+                        Flaw::Damage(problem) => see(key, Err(problem)),
+                        unread => found.faults.push((copy.clone(), unread)),
+                    },
                 }
                 Ok(())
             });
             if let Err(e) = scanned {
                 found.complete = false;
-                found.faults.push((place.clone(), in_short(e)));
+                found.faults.push(self.blame(place.clone(), Flaw::of_head(e)));
             }
         }
         found
     }
-}
 
-/// What is wrong, without what to do about it: whoever examines knows better.
-fn in_short(error: Error) -> String {
-    match error {
-        Error::Damaged { detail, .. } | Error::Format { detail, .. } => detail,
-        other => other.to_string(),
+    /// What is wrong with the copy of the head is wrong with the head, unless it lies where the copy
+    /// was made: sled writes there, and where it cannot it fails in the same way.
+    fn blame(&self, head: PathBuf, flaw: Flaw) -> (PathBuf, Flaw) {
+        let scratch = self.scratch.path();
+        let probe = scratch.join("probe");
+        let written = std::fs::write(&probe, vec![0; PROBE_BYTES]);
+        match (written.and_then(|()| File::open(&probe)?.sync_all()), flaw) {
+            (Err(e), _) => (scratch.to_owned(), Flaw::Unread(format!("{e}; see --scratch"))),
+            (Ok(()), flaw @ Flaw::Unread(_)) => (scratch.to_owned(), flaw),
+            (Ok(()), flaw) => (head, flaw),
+        }
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &target)?;
-        } else {
-            std::fs::copy(entry.path(), &target)?;
+fn copy_folder(from: &Path, to: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(to).map_err(Error::io("create (see --scratch)", to))?;
+    for entry in std::fs::read_dir(from).map_err(Error::io("list", from))? {
+        let entry = entry.map_err(Error::io("list", from))?;
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().map_err(Error::io("look at", &path))?;
+        if kind.is_dir() {
+            copy_folder(&path, &target)?;
+            continue;
         }
+        let mut source = File::open(&path).map_err(Error::io("read", &path))?;
+        let mut copy =
+            File::create(&target).map_err(Error::io("create (see --scratch)", &target))?;
+        let copied = io::copy(&mut source, &mut copy);
+        copied.map_err(Error::io("copy to a scratch folder (see --scratch)", &path))?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, TEMPORARY_SUFFIX,
 };
 pub use crash::crash_point;
-pub use examine::{Examined, HeadExam};
+pub use examine::{Examined, Flaw, HeadExam, list_folder};
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_head_copy};

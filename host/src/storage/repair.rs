@@ -25,8 +25,16 @@ const BATCH_BYTES: usize = 1 << 20;
 pub type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Whether a repair was begun and must be finished.
-pub fn is_pending(dir: &Path, fs: &dyn FileSystem) -> bool {
-    fs.list(&dir.join(FINISHED)).is_ok()
+///
+/// # Errors
+/// When the directory cannot be looked at.
+pub fn is_pending(dir: &Path, fs: &dyn FileSystem) -> Result<bool, Error> {
+    let finished = dir.join(FINISHED);
+    match fs.list(&finished) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(Error::io("list", &finished)(e)),
+    }
 }
 
 /// Makes a data directory at `dir`, which has no head, of a store that was before: durable.
@@ -83,23 +91,19 @@ pub fn replace_head(
 pub fn finish(dir: &Path, fs: &dyn FileSystem) -> Result<Option<String>, Error> {
     let (finished, head) = (dir.join(FINISHED), dir.join("head"));
     let mut set_aside = None;
-    if finished.join("head").exists() {
+    if is_there(&finished.join("head"))? {
         // The next start would take the original of a start that was refused for the head.
-        for old in [head.clone(), dir.join(OLD)].iter().filter(|old| old.exists()) {
-            let quarantine = dir.join("quarantine");
-            fs.create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
-            let free = |n: &u32| !quarantine.join(format!("head.{n}")).exists();
-            let name = format!("head.{}", (0..).find(free).unwrap_or_default());
-            fs.rename(old, &quarantine.join(&name)).map_err(Error::io("move", old))?;
-            fs.sync_dir(&quarantine).map_err(Error::io("sync", &quarantine))?;
-            set_aside = Some(name);
+        for old in [head.clone(), dir.join(OLD)] {
+            if is_there(&old)? {
+                set_aside = Some(quarantine_head(dir, fs, &old)?);
+            }
         }
         let from = finished.join("head");
         fs.rename(&from, &head).map_err(Error::io("move", &from))?;
     }
     for name in ["high-water", "format"] {
         let from = finished.join(name);
-        if from.exists() {
+        if is_there(&from)? {
             fs.rename(&from, &dir.join(name)).map_err(Error::io("move", &from))?;
         }
     }
@@ -107,6 +111,24 @@ pub fn finish(dir: &Path, fs: &dyn FileSystem) -> Result<Option<String>, Error> 
     remove_folder(&finished)?;
     fs.sync_dir(dir).map_err(Error::io("sync", dir))?;
     Ok(set_aside)
+}
+
+/// Moves a head to quarantine; returns its name there.
+fn quarantine_head(dir: &Path, fs: &dyn FileSystem, head: &Path) -> Result<String, Error> {
+    let quarantine = dir.join("quarantine");
+    fs.create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
+    let taken = fs.list(&quarantine).map_err(Error::io("list", &quarantine))?;
+    let names = (0..=taken.len()).map(|n| format!("head.{n}"));
+    let free = |name: &String| !taken.iter().any(|entry| entry.name == *name);
+    // One name more than there are entries.
+    let name = names.into_iter().find(free).unwrap_or_default();
+    fs.rename(head, &quarantine.join(&name)).map_err(Error::io("move", head))?;
+    fs.sync_dir(&quarantine).map_err(Error::io("sync", &quarantine))?;
+    Ok(name)
+}
+
+fn is_there(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(Error::io("look for", path))
 }
 
 /// Removes a folder of this host's own making with all that is in it.

@@ -196,7 +196,7 @@ impl Storage {
         let lock = fs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
         let lock = lock.ok_or_else(|| Error::Locked { dir: dir.to_owned() })?;
         let format = read_format(dir, fs.as_ref())?;
-        if repair::is_pending(dir, fs.as_ref()) {
+        if repair::is_pending(dir, fs.as_ref())? {
             return Err(Error::Repairing { dir: dir.to_owned() });
         }
         let head = fs.open_head(&dir.join("head"))?;
@@ -429,15 +429,23 @@ pub(super) fn read_high_water(dir: &Path, fs: &dyn FileSystem) -> Result<u64, Er
 }
 
 fn read_marks(file: &dyn File, dir: &Path) -> Result<u64, Error> {
-    let mark = [0, SLOT_BYTES].into_iter().filter_map(|at| {
+    let path = dir.join("high-water");
+    let mut mark = None;
+    for at in [0, SLOT_BYTES] {
         let mut slot = [0; 20];
-        file.read_at(&mut slot, at).ok()?;
-        let crc = u32::from_le_bytes(slot[16..].try_into().ok()?);
-        let sequence = u64::from_le_bytes(slot[..8].try_into().ok()?);
-        (crc == crc32c::crc32c(&slot[..16])).then_some(sequence)
-    });
-    mark.max().ok_or_else(|| Error::Damaged {
-        place: dir.join("high-water").display().to_string(),
+        match file.read_at(&mut slot, at) {
+            // The file ends before a slot that was never written.
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => continue,
+            read => read.map_err(Error::io("read", &path))?,
+        }
+        let (number, crc) = slot.split_at(16);
+        if crc == crc32c::crc32c(number).to_le_bytes() {
+            let sequence = number.first_chunk().copied().map(u64::from_le_bytes);
+            mark = mark.max(sequence);
+        }
+    }
+    mark.ok_or_else(|| Error::Damaged {
+        place: path.display().to_string(),
         detail: "neither of its two slots has a valid crc32c".to_owned(),
     })
 }
