@@ -33,8 +33,11 @@ pub fn run(context: &Context, command: Token) -> Result<(), Error> {
                 Place::Directory(registry) => {
                     let asked: CreateToken = serde_json::from_value(asked)
                         .map_err(|error| Error::Usage(error.to_string()))?;
-                    offline_call(&registry, "POST", "/v1/tokens", |registry| {
+                    let make = |registry: &Registry| {
                         Ok(serde_json::to_value(registry.create_token(&asked)?).unwrap_or_default())
+                    };
+                    offline_call(&registry, "POST", "/v1/tokens", make, |made| {
+                        made["id"].as_str().map(str::to_owned)
                     })?
                 }
             };
@@ -67,9 +70,8 @@ pub fn run(context: &Context, command: Token) -> Result<(), Error> {
             match opened(context, &offline)? {
                 Place::Host => context.client.delete(&path)?,
                 Place::Directory(registry) => {
-                    offline_call(&registry, "DELETE", &path, |registry| {
-                        registry.revoke_token(&id)
-                    })?;
+                    let revoke = |registry: &Registry| registry.revoke_token(&id);
+                    offline_call(&registry, "DELETE", &path, revoke, |()| None)?;
                 }
             }
             context.print(&json!({"revoked": id}), || format!("token {id} is revoked\n"))
@@ -111,13 +113,15 @@ fn offline_call<T>(
     method: &str,
     path: &str,
     work: impl FnOnce(&Registry) -> Result<T, crate::deployment::Error>,
+    made: impl FnOnce(&T) -> Option<String>,
 ) -> Result<T, Error> {
     let done = work(registry);
-    if done.is_ok() {
+    if let Ok(done) = &done {
         registry.audit().write(&AuditEntry {
             method: method.to_owned(),
             path: path.to_owned(),
             outcome: "done offline",
+            made: made(done),
             ..AuditEntry::default()
         });
     }

@@ -1,8 +1,9 @@
 //! The audit log: refused and administrative calls, a line of JSON each, in files of its own.
 //!
 //! **Invariant:** a line holds no token but its id, no record, and nothing but printable ASCII. What was
-//! done is always written; refusals are written as fast as `audit.refusals_per_second` allows, and the
-//! next line counts what was left out, so that a flood of them cannot push out what came before. Lines
+//! done is always written; refused calls, and connections that were refused before they could call, are
+//! each written as fast as `audit.refusals_per_second` allows, and the next line counts what was left out,
+//! so that a flood of them cannot push out what came before, nor one the other. Lines
 //! are not synced one by one: those of the last seconds may be lost with the machine, not with the
 //! process.
 
@@ -34,7 +35,7 @@ pub struct AuditEntry {
     pub role: Option<&'static str>,
     /// The other end of the connection.
     pub remote: Option<String>,
-    /// The method.
+    /// The method; empty where no call was made yet.
     pub method: String,
     /// The path, percent-encoded, without the query.
     pub path: String,
@@ -44,6 +45,9 @@ pub struct AuditEntry {
     pub outcome: &'static str,
     /// The code of the problem, if the reply was one.
     pub code: Option<&'static str>,
+    /// The id of the token that was made, if one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub made: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -68,6 +72,7 @@ pub struct Audit {
     /// The file that is written and its length; none after a failure, until one can be had again.
     file: Mutex<Option<(Box<dyn File>, u64)>>,
     refusals: Mutex<Allowance>,
+    connections: Mutex<Allowance>,
     left_out: AtomicU64,
 }
 
@@ -89,6 +94,7 @@ impl Audit {
             file_system,
             file: Mutex::default(),
             refusals: Mutex::default(),
+            connections: Mutex::default(),
             left_out: AtomicU64::new(0),
         };
         let file = audit.open_file().map_err(|error| {
@@ -125,12 +131,23 @@ impl Audit {
 
     /// Writes down a call that was refused, unless there were too many just now.
     pub fn refused(&self, entry: &AuditEntry) {
-        let rate = self.limits.refusals_per_second;
-        if self.refusals.lock().take(self.clock.monotonic(), rate).is_err() {
-            self.left_out.fetch_add(1, Ordering::Relaxed);
-            return;
+        if self.allows(&self.refusals) {
+            self.write(entry);
         }
-        self.write(entry);
+    }
+
+    /// Whether a connection that was refused may be written down now; it is counted if not.
+    pub fn takes_connection(&self) -> bool {
+        self.allows(&self.connections)
+    }
+
+    fn allows(&self, kind: &Mutex<Allowance>) -> bool {
+        let rate = self.limits.refusals_per_second;
+        let allowed = kind.lock().take(self.clock.monotonic(), rate).is_ok();
+        if !allowed {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+        }
+        allowed
     }
 
     /// Writes down a call. The host goes on where the disk refuses, and says so in its own log.
@@ -280,6 +297,8 @@ mod tests {
         let written = lines(&dir.path().join("audit.log"));
         assert_eq!(written.len(), 6);
         assert_eq!((&written[5]["path"], &written[5]["left_out"]), (&"/done".into(), &995.into()));
+        // Connections have their own.
+        assert_eq!((0..1_000).filter(|_| audit.takes_connection()).count(), 5);
         clock.advance_ms(200);
         audit.refused(&entry("/later"));
         assert_eq!(lines(&dir.path().join("audit.log")).len(), 7);

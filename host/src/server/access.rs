@@ -115,6 +115,10 @@ impl Access {
 #[derive(Clone)]
 pub struct WrittenDown;
 
+/// On a reply that made something: the id that the audit log names it by.
+#[derive(Clone)]
+pub struct Made(pub String);
+
 /// What is known of a request before its handler runs; cheap to clone.
 #[derive(Clone)]
 pub struct Asked(Arc<Inner>);
@@ -180,6 +184,7 @@ impl Asked {
                 () => "failed",
             },
             code: reply.extensions().get::<Problem>().map(Problem::code),
+            made: reply.extensions().get::<Made>().map(|Made(id)| id.clone()),
         }
     }
 
@@ -198,14 +203,18 @@ impl Asked {
     }
 }
 
-/// The outcome of a call that was refused for who asked.
-const REFUSED: &str = "refused";
+/// The outcome of a call that was refused for who asked, or how.
+pub const REFUSED: &str = "refused";
 
-/// Whether a reply of this status refuses who asks, and not what is asked.
+/// Whether a reply of this status refuses who asks, or how, and not what is asked.
 pub fn is_refusal(status: StatusCode) -> bool {
     matches!(
         status,
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS
+        StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::REQUEST_TIMEOUT
+            | StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
     )
 }
 

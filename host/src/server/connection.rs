@@ -2,7 +2,8 @@
 //!
 //! **Invariant:** a connection has a place for as long as it lives, and lives no longer than its client
 //! keeps to the limits of `[http]`: on securing it, on sending headers, on taking answers. Where the
-//! client still listens it is told why.
+//! client still listens it is told why. Each that is refused is counted, and written to the audit log as
+//! fast as that takes them.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
+use super::access::REFUSED;
 use super::app::App;
 use super::layers::Remote;
 use super::patience::{Patience, Patient};
@@ -29,6 +31,7 @@ use super::problem::Problem;
 use super::rates::{Full, Place, Places};
 use super::router::router;
 use super::tls::Tls;
+use crate::deployment::AuditEntry;
 
 /// What a TLS connection begins with: a record of the handshake.
 const HANDSHAKE: u8 = 0x16;
@@ -81,7 +84,7 @@ pub async fn serve_connections(
                 });
             }
             Err(full) => {
-                let problem = host.no_place(full);
+                let problem = host.no_place(full, remote);
                 // Who expects TLS would not understand.
                 let turn = Arc::clone(&away).try_acquire_owned().ok();
                 let Some(turn) = turn.filter(|_| host.tls.is_none()) else {
@@ -127,7 +130,25 @@ impl Host {
         format!("{:016x}", self.app.clock().random())
     }
 
-    fn no_place(&self, full: Full) -> Problem {
+    /// Counts a connection that is refused, and writes it down.
+    fn refuse(&self, remote: SocketAddr, code: &'static str, status: u16) {
+        self.app.http_metrics().refuse(code);
+        // Before the host is open nothing is done for anyone.
+        let Ok(registry) = self.app.registry().cloned() else { return };
+        if !registry.audit().takes_connection() {
+            return;
+        }
+        let entry = AuditEntry {
+            remote: Some(remote.to_string()),
+            status,
+            outcome: REFUSED,
+            code: Some(code),
+            ..AuditEntry::default()
+        };
+        tokio::task::spawn_blocking(move || registry.audit().write(&entry));
+    }
+
+    fn no_place(&self, full: Full, remote: SocketAddr) -> Problem {
         let (code, detail) = match full {
             Full::All => (
                 "too_many_connections",
@@ -138,8 +159,9 @@ impl Host {
                 "your address has as many connections open as one may (max_connections_per_address in [http]): close some",
             ),
         };
-        self.app.http_metrics().refuse(code);
-        Problem::unavailable(code, detail).with_header(header::RETRY_AFTER, 1)
+        let problem = Problem::unavailable(code, detail);
+        self.refuse(remote, code, problem.status().as_u16());
+        problem.with_header(header::RETRY_AFTER, 1)
     }
 
     /// Speaks with one client until one of the two ends it.
@@ -177,11 +199,11 @@ impl Host {
         match secured.await {
             Ok(Ok(socket)) => self.converse(socket, remote, goodbye).await,
             Ok(Err(error)) => {
-                self.app.http_metrics().refuse("tls_failed");
+                self.refuse(remote, "tls_failed", 0);
                 tracing::debug!(%remote, %error, "a connection was not secured");
             }
             Err(_) => {
-                self.app.http_metrics().refuse("tls_timeout");
+                self.refuse(remote, "tls_timeout", 0);
                 tracing::debug!(%remote, "a connection was not secured in time");
             }
         }
@@ -223,12 +245,16 @@ impl Host {
                         http.header_timeout_ms
                     ),
                 );
-                self.app.http_metrics().refuse("header_timeout");
+                self.refuse(remote, problem.code(), problem.status().as_u16());
                 last_word(io, &problem.into_bytes(&self.request_id())).await;
             }
             Err(error) => {
+                if error.is_parse_too_large() {
+                    // hyper has said so itself, in no words.
+                    self.refuse(remote, "headers_too_large", 431);
+                }
                 if is_stalled(&error) {
-                    self.app.http_metrics().refuse("slow_reader");
+                    self.refuse(remote, "slow_reader", 0);
                     tracing::info!(%remote, "a client that did not take its answer was cut off");
                 }
                 tracing::debug!(%remote, %error, "a connection broke off");

@@ -1,10 +1,11 @@
 //! Routes of tokens: make, list, revoke.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
+use axum::{Extension, Json};
 
+use super::access::Made;
 use super::app::App;
 use super::extract::{JsonBody, NoParams, Params, Path};
 use super::problem::{Problem, ProblemBody};
@@ -30,7 +31,8 @@ pub async fn create_token(
     JsonBody(asked): JsonBody<CreateToken>,
 ) -> Result<impl IntoResponse, Problem> {
     let made = app.blocking(move |registry| registry.create_token(&asked)).await?;
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(made)))
+    let id = Extension(Made(made.status.id.clone()));
+    Ok((id, [(header::CACHE_CONTROL, "no-store")], Json(made)))
 }
 
 /// Revokes a token, at once: streams that were opened with it end, too.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
-use super::{connect, heard, metric, ms, say, token};
+use super::{audited, connect, heard, metric, ms, say, token, wait_audited};
 use crate::support::{Host, lines, wait_until};
 
 #[test]
@@ -36,6 +36,7 @@ fn headers_that_do_not_come_end_the_connection() {
         "{reply}"
     );
     assert_eq!(metric(&host, "anabranch_http_refused_total{code=\"header_timeout\"}"), 1.0);
+    wait_audited(&host, "header_timeout", 408, 1);
 }
 
 #[test]
@@ -74,6 +75,7 @@ fn headers_that_are_too_many_or_too_large_are_refused() {
         let reply = asked(&extra);
         assert!(reply.starts_with("HTTP/1.1 431 ") || reply.is_empty(), "{reply}");
     }
+    wait_audited(&host, "headers_too_large", 431, 5);
     assert_eq!(host.get("/readyz").status, 200);
 }
 
@@ -122,6 +124,7 @@ fn a_body_that_does_not_come_is_given_up() {
     let reply = heard(&mut steady);
     assert!(reply.starts_with("HTTP/1.1 200 ") && reply.contains("\"appended\":10"), "{reply}");
     assert_eq!(metric(&host, "anabranch_http_refused_total{code=\"body_too_slow\"}"), 2.0);
+    wait_audited(&host, "body_too_slow", 408, 2);
 }
 
 #[test]
@@ -256,6 +259,10 @@ fn ten_thousand_connections_leave_the_host_as_it_was() {
     host.append("t", &[json!({"value": 2})]);
     assert_eq!(follower.find(|(_, kind, _)| kind == "record").unwrap().2["value"], 2);
     wait_until("their places are free", || metric(&host, "anabranch_http_connections") < 10.0);
+    // A flood fills no disk: the lines that were left out are counted.
+    let lines = audited(&host);
+    assert!(lines.iter().any(|line| line["code"] == "too_many_connections"), "{lines:?}");
+    assert!(lines.len() < many / 5, "{} lines of {many}", lines.len());
 }
 
 #[test]
@@ -272,6 +279,9 @@ fn one_address_leaves_room_for_others() {
         full.starts_with("HTTP/1.1 503 ") && full.contains("too_many_connections_of_one"),
         "{full}"
     );
+    wait_until("it is written down", || {
+        audited(&host).iter().any(|line| line["code"] == "too_many_connections_of_one")
+    });
     // Another address of this machine.
     let socket = rustix::net::socket(
         rustix::net::AddressFamily::INET,

@@ -9,9 +9,9 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Client, Host, PATIENCE};
+use crate::support::{Client, Host, PATIENCE, wait_until};
 
 /// Makes a token, as an admin.
 fn token(admin: &Client, role: &str, topics: &[&str]) -> String {
@@ -61,4 +61,23 @@ fn metric(host: &Client, name: &str) -> f64 {
 /// A moment, in milliseconds, as settings and tests say it.
 fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
+}
+
+/// The audit log's lines.
+fn audited(host: &Host) -> Vec<Value> {
+    let text = std::fs::read_to_string(host.data().join("audit.log")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Waits until connections that were refused for `code` are in the audit log: so many, with this status.
+fn wait_audited(host: &Host, code: &str, status: u16, count: usize) {
+    wait_until(code, || {
+        let lines = audited(host).into_iter().filter(|line| line["code"] == code);
+        let fits = |line: Value| {
+            line["status"] == status
+                && line["outcome"] == "refused"
+                && line["remote"].as_str().is_some_and(|remote| remote.starts_with("127.0.0."))
+        };
+        lines.map(fits).collect::<Vec<_>>() == vec![true; count]
+    });
 }

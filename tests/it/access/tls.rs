@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{CertificateParams, KeyPair};
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{connect, heard, say, token};
+use super::{audited, connect, heard, say, token};
 use crate::support::{Host, anabranch, outcome, wait_until};
 
 /// A certificate of its own authority, for this machine: certificate and key, in PEM.
@@ -82,6 +82,11 @@ fn clients_speak_tls_with_a_host_that_they_trust() {
     let mut garbage = connect(&host);
     garbage.write_all(b"\x16\x03\x01\x00\x05hello, this is no handshake").unwrap();
     assert!(!heard(&mut garbage).contains("HTTP"));
+    // That one, who spoke plainly, and two of the command line's that did not believe the certificate.
+    wait_until("handshakes that failed are written down", || {
+        let failed = |line: &Value| line["code"] == "tls_failed" && line["outcome"] == "refused";
+        audited(&host).iter().filter(|line| failed(line)).count() >= 3
+    });
     assert_eq!(admin.get("/readyz").status, 200);
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{connect, heard, ms, token};
+use super::{audited, connect, heard, ms, token};
 use crate::support::{Client, Host, anabranch, outcome, wait_until};
 
 /// Runs the command line with a token in its environment.
@@ -134,11 +134,6 @@ fn a_revoked_or_expired_token_ends_its_streams() {
     assert_eq!(code, 5, "{error}");
 }
 
-fn audited(host: &Host) -> Vec<Value> {
-    let text = std::fs::read_to_string(host.data().join("audit.log")).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
 #[test]
 fn the_audit_log_holds_who_did_what_and_who_was_refused() {
     let (host, root) = Host::start_guarded(&[("ANABRANCH_AUDIT_REFUSALS_PER_SECOND", "1000")]);
@@ -156,13 +151,18 @@ fn the_audit_log_holds_who_did_what_and_who_was_refused() {
     assert_eq!(asked(&host, "DELETE", "/v1/topics/%1b%5B2J%e2%80%ae"), 401);
     assert_eq!(asked(&host.bearer(&root.replace("anabranch_", "x")), "GET", "/v1/tokens"), 401);
     assert_eq!(asked(&admin, "DELETE", "/v1/topics/none"), 404);
+    let long = "a".repeat(40_000);
+    assert_eq!(asked(&admin, "GET", &format!("/v1/topics/{long}")), 431);
     let lines = audited(&host);
+    let made: Vec<_> = lines.iter().map(|line| line["made"].as_str()).collect();
+    assert_eq!(made[..3], [Some(&root[10..26]), None, Some(&reader[10..26])], "{lines:?}");
+    assert_eq!(made.iter().flatten().count(), 2);
     let told = |line: &Value| {
         let text = |key: &str| line[key].as_str().unwrap_or("-").to_owned();
         format!(
             "{} {} {} {} {} {}",
             text("method"),
-            text("path"),
+            text("path").chars().take(40).collect::<String>(),
             line["status"],
             text("outcome"),
             text("code"),
@@ -181,6 +181,7 @@ fn the_audit_log_holds_who_did_what_and_who_was_refused() {
             "DELETE /v1/topics/%1b%5B2J%e2%80%ae 401 refused token_missing -",
             "GET /v1/tokens 401 refused token_invalid -",
             "DELETE /v1/topics/none 404 failed topic_not_found admin",
+            &format!("GET /v1/topics/{} 431 refused headers_too_large admin", &long[..29]),
         ]
     );
     for line in &lines[3..] {
