@@ -107,6 +107,15 @@ impl Journal {
             }
             let end = self.partition.durable_offset();
             let read = self.reader.read(self.next, end, 256, 1 << 20);
+            if let Err(lost @ ReadError::Lost { next, .. }) = &read {
+                if *next > end {
+                    return Ok(None);
+                }
+                // No journal covers what was taken there: the next run takes its input from where it is.
+                tracing::warn!(journal = %self.log, "{lost}");
+                self.next = *next;
+                continue;
+            }
             let Some(batch) = read.map_err(|e| Failure::Read(format!("journal: {e}")))? else {
                 return Ok(None);
             };
