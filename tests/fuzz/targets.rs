@@ -50,7 +50,8 @@ pub fn segment(data: &[u8]) {
 pub fn checkpoint(data: &[u8]) {
     let load = |fs: &dyn FileSystem, path: &Path| {
         let mut entries = Vec::new();
-        let loaded = checkpoint::load(fs, path, |store, key, value| {
+        let source = checkpoint::Source { path, crc32c: None };
+        let loaded = checkpoint::load(fs, source, |store, key, value| {
             entries.push((store, key.to_vec(), value.to_vec()));
         });
         loaded.is_ok().then_some(entries)

@@ -11,23 +11,23 @@ use crate::support::{Client, Host, anabranch, lines, outcome, seed, wait_until};
 use crate::swap::{deploy, plain_tallies, records, stored_tallies, swap, wait_idle};
 
 /// A head that is sealed often, and copied when its catalogue changes or the host stops.
-const SMALL: [(&str, &str); 2] =
+pub const SMALL: [(&str, &str); 2] =
     [("ANABRANCH_STORAGE_HEAD_BYTES", "30000"), ("ANABRANCH_STORAGE_HEAD_COPY_MS", "3600000")];
 
 /// Runs the command line on a directory, without a host.
-fn offline(args: &[&str], data: &Path) -> (i32, String, String) {
+pub fn offline(args: &[&str], data: &Path) -> (i32, String, String) {
     let mut command = anabranch();
     outcome(&command.args(args).arg("--data").arg(data).output().expect("the binary runs"))
 }
 
 /// What `doctor` reports, and its exit code.
-fn doctor(data: &Path, more: &[&str]) -> (i32, Value, String) {
+pub fn doctor(data: &Path, more: &[&str]) -> (i32, Value, String) {
     let (code, out, error) = offline(&[&["doctor", "--json"], more].concat(), data);
     (code, serde_json::from_str(&out).unwrap_or_default(), error)
 }
 
 /// What a host says that cannot start on `data`.
-fn refusal(data: &Path) -> String {
+pub fn refusal(data: &Path) -> String {
     let (code, out, error) = offline(&["serve", "--listen", "127.0.0.1:0"], data);
     assert_eq!((code, out.as_str()), (1, ""), "{error}");
     let complaints: Vec<&str> = error.lines().filter(|l| l.starts_with("anabranch: ")).collect();
@@ -36,14 +36,14 @@ fn refusal(data: &Path) -> String {
     complaints[0].to_owned()
 }
 
-fn assert_says(text: &str, parts: &[&str]) {
+pub fn assert_says(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "{part:?} is not in {text:?}");
     }
 }
 
 /// Copies a folder with all that is in it.
-fn copy(from: &Path, to: &Path) {
+pub fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let (entry, target) =
@@ -56,7 +56,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// The files of a log's segments, in the order of offsets.
-fn segments(data: &Path, log: &str, partition: u32) -> Vec<PathBuf> {
+pub fn segments(data: &Path, log: &str, partition: u32) -> Vec<PathBuf> {
     let listed = std::fs::read_dir(data.join("segments").join(log)).unwrap();
     let mut files: Vec<_> = listed.map(|entry| entry.unwrap().path()).collect();
     let prefix = format!("{partition}-");
@@ -71,13 +71,13 @@ fn flip_a_byte(file: &Path, at: usize) {
     std::fs::write(file, bytes).unwrap();
 }
 
-fn end(client: &Client, topic: &str, partition: usize) -> u64 {
+pub fn end(client: &Client, topic: &str, partition: usize) -> u64 {
     let topic = client.get(&format!("/v1/topics/{topic}")).ok();
     topic["partitions"][partition]["end_offset"].as_u64().unwrap()
 }
 
 /// Sends records in small requests.
-fn append_all(client: &Client, topic: &str, records: &[Value]) {
+pub fn append_all(client: &Client, topic: &str, records: &[Value]) {
     records.chunks(100).for_each(|part| drop(client.append(topic, part)));
 }
 
@@ -203,12 +203,25 @@ fn a_backup_under_load_is_one_moment_and_comes_back_whole() {
 fn a_stopped_host_is_backed_up_and_backups_are_off_by_default() {
     let home = tempfile::tempdir().unwrap();
     let data = stopped(home.path());
+    let made = |name| {
+        let (code, token, error) = offline(&["token", "create", name, "--role", "admin"], &data);
+        assert_eq!(code, 0, "{error}");
+        token.trim().to_owned()
+    };
+    let (kept, revoked) = (made("kept"), made("revoked"));
+    assert_eq!(offline(&["token", "revoke", &revoked[10..26]], &data).0, 0);
     let dest = home.path().join("backup");
     let (code, _, error) = offline(&["backup", dest.to_str().unwrap()], &data);
     assert_eq!(code, 0, "{error}");
-    let again = home.path().join("again");
+    let restored = tempfile::tempdir().unwrap();
+    let again = restored.path().join("data");
     assert_eq!(offline(&["restore", dest.to_str().unwrap()], &again).0, 0);
     assert_eq!(doctor(&again, &[]).0, 0);
+    // Tokens are in it, and so is that one was revoked.
+    let host = Host::on(restored.path(), &[("ANABRANCH_AUTH_REQUIRED", "true")]);
+    assert_eq!(host.bearer(&kept).get("/v1/topics/in").status, 200);
+    host.bearer(&revoked).get("/v1/topics/in").refused(401, "token_invalid", &["revoked"]);
+    drop(host);
     // A folder that holds something else is left alone.
     let (code, _, error) = offline(&["backup", home.path().to_str().unwrap()], &data);
     assert_eq!(code, 4, "{error}");
@@ -302,11 +315,30 @@ fn a_lost_state_is_made_again_by_a_swap() {
     let mut host = Host::on(home.path(), &settings);
     host.partitions("in", 1);
     deploy(&host, "t", &["in"], &json!({}));
-    append_all(&host, "in", &records(&mut random, 3_000));
-    host.wait_processed("t", 1, 3_000);
     let checkpoints = host.data().join("checkpoints");
     let files = || std::fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().path());
-    wait_until("a checkpoint is written", || files().any(|f| f.extension().unwrap() == "arrow"));
+    append_all(&host, "in", &records(&mut random, 1_000));
+    let mut earlier = None;
+    wait_until("a checkpoint is written", || {
+        let whole = files().find(|f| f.extension().is_some_and(|e| e == "arrow"));
+        // It may be replaced by another at any time.
+        earlier = whole.and_then(|file| Some((std::fs::read(&file).ok()?, file)));
+        earlier.is_some()
+    });
+    let (earlier, file) = earlier.unwrap();
+    append_all(&host, "in", &records(&mut random, 2_000));
+    host.wait_processed("t", 1, 3_000);
+    wait_until("another takes its place", || !file.exists());
+    host.stop();
+    // Another checkpoint, every checksum in it right, is not taken for this one.
+    files().for_each(|file| std::fs::write(file, &earlier).unwrap());
+    let (code, report, _) = doctor(&host.data(), &[]);
+    assert_eq!((code, report["findings"].as_array().unwrap().len()), (1, 1), "{report}");
+    assert_says(&report["findings"].to_string(), &["another checkpoint", "anabranch swap"]);
+    let mut host = host.restart_stopped(&SMALL);
+    let failure = |host: &Host| host.status("t")["generations"][0]["tasks"][0]["failure"].clone();
+    wait_until("the task says why it stopped", || failure(&host).is_string());
+    assert_says(&failure(&host).to_string(), &["another checkpoint", "checkpoints/"]);
     host.stop();
     files().for_each(|file| std::fs::remove_file(file).unwrap());
     let (code, report, _) = doctor(&host.data(), &[]);
@@ -315,15 +347,32 @@ fn a_lost_state_is_made_again_by_a_swap() {
     assert_says(&finding, &["checkpoints/", "t (generation 1)", "anabranch swap"]);
 
     let host = Host::on(home.path(), &SMALL);
-    let failure = || host.status("t")["generations"][0]["tasks"][0]["failure"].clone();
-    wait_until("the task says why it stopped", || failure().is_string());
-    assert_says(&failure().to_string(), &["checkpoints/"]);
+    wait_until("the task says why it stopped", || failure(&host).is_string());
+    assert_says(&failure(&host).to_string(), &["checkpoints/"]);
     assert_eq!(host.records("in", 0).len(), 3_000, "all else is served");
     host.append("in", &records(&mut random, 10));
     swap(&host, "t", &json!({}));
     host.wait_live("t", 2);
     host.wait_processed("t", 2, 3_010);
     assert_eq!(stored_tallies(&host, "t", 2), plain_tallies(&host, "in", 1));
+}
+
+#[test]
+fn a_damaged_plugin_is_pushed_again() {
+    let home = tempfile::tempdir().unwrap();
+    let data = stopped(home.path());
+    let file = std::fs::read_dir(data.join("plugins")).unwrap().next().unwrap().unwrap().path();
+    flip_a_byte(&file, 2_000);
+    let (code, report, _) = doctor(&data, &[]);
+    assert_eq!((code, report["findings"].as_array().unwrap().len()), (1, 1), "{report}");
+    assert_says(&report["findings"].to_string(), &["plugins/", "digest", "push the plugin again"]);
+    let host = Host::on(home.path(), &SMALL);
+    assert_says(&host.status("t").to_string(), &["plugins/", "push the plugin again"]);
+    host.append("in", &[json!({"key": "k1", "value": "x"})]);
+    host.push("fixture_tally");
+    host.post("/v1/deployments/t/resume", &json!({})).ok();
+    host.wait_processed("t", 1, 6_001);
+    assert_eq!(stored_tallies(&host, "t", 1), plain_tallies(&host, "in", 2));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! **Invariant:** as in `exam`, nothing is changed, and what could not be read is not called wrong.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::Phase;
 use super::backup::Meter;
@@ -10,8 +11,16 @@ use super::exam::Exam;
 use super::record::{DeploymentRecord, GenerationRecord, PluginRecord};
 use crate::state::checkpoint;
 use crate::storage::{Flaw, list_folder};
-use crate::task::{CheckpointManifest, Cursor, checkpoint_prefix, cursor_key};
-use crate::types::{Offset, PartitionId};
+use crate::task::{CheckpointManifest, Cursor, about_checkpoint, checkpoint_prefix, cursor_key};
+use crate::types::{GenerationId, Offset, PartitionId};
+
+/// Whose state a checkpoint is.
+struct TaskOf {
+    /// Deployment and generation, in the words of an operator.
+    whose: String,
+    generation: GenerationId,
+    partition: PartitionId,
+}
 
 impl Exam<'_> {
     /// Reads all checkpoints; `meter` is told of their bytes.
@@ -19,31 +28,15 @@ impl Exam<'_> {
         let mut named = BTreeSet::new();
         for (key, manifest) in self.of::<CheckpointManifest>(b'k') {
             let path = self.dir.join("checkpoints").join(&manifest.file);
-            let (mut entries, mut last): (u64, Option<(usize, Vec<u8>)>) = (0, None);
-            let mut sorted = true;
-            let loaded = checkpoint::load(&**self.fs, &path, |store, key, _| {
-                let now = (store, key.to_vec());
-                sorted &= last.as_ref().is_none_or(|last| *last < now);
-                (entries, last) = (entries + 1, Some(now));
-            });
-            meter.add(manifest.size_bytes);
-            let damage = |problem: String| Some(Flaw::Damage(problem));
-            let flaw = match loaded {
-                Err(e) => Some(e.into()),
-                Ok(()) if entries != manifest.entries => damage(format!(
-                    "it has {entries} entries, and the catalogue says {}",
-                    manifest.entries
-                )),
-                Ok(()) if !sorted => damage("its entries are not in order".to_owned()),
-                Ok(()) => None,
-            };
-            if let Some(flaw) = flaw {
-                let whose = self.whose(&key);
+            let task = self.task_of(&key);
+            if let Some(flaw) = self.checkpoint_flaw(&path, &manifest, task.as_ref()) {
+                let whose = task.map_or("the deployment".to_owned(), |task| task.whose);
                 let remedy = format!(
                     "restore a backup, or start the host and replay {whose} from its inputs: anabranch swap NAME --plugin DIGEST, with the digest that `anabranch status NAME --json` says"
                 );
                 self.flaw(&path, flaw, &remedy);
             }
+            meter.add(manifest.size_bytes);
             named.insert(manifest.file);
         }
         // What cannot be listed was noted when all was read.
@@ -58,19 +51,57 @@ impl Exam<'_> {
         }
     }
 
-    /// The deployment and generation that a key of a task is about.
-    fn whose(&self, key: &[u8]) -> String {
-        let records = self.base.range(vec![b'd']..vec![b'd' + 1]);
-        let records =
-            records.filter_map(|(_, v)| serde_json::from_slice::<DeploymentRecord>(v).ok());
-        for record in records {
-            for generation in &record.generations {
-                if key.starts_with(&checkpoint_prefix(record.generation_id(generation.number))) {
-                    return format!("{} (generation {})", record.name(), generation.number);
-                }
-            }
+    /// What is wrong with a checkpoint. The changelog that it was made of is gone, but for what came
+    /// after; what it has to be is what the commit that let go of that changelog says.
+    fn checkpoint_flaw(
+        &self,
+        path: &Path,
+        manifest: &CheckpointManifest,
+        task: Option<&TaskOf>,
+    ) -> Option<Flaw> {
+        let (mut entries, mut last): (u64, Option<(usize, Vec<u8>)>) = (0, None);
+        let mut sorted = true;
+        let loaded = checkpoint::load(&**self.fs, manifest.source(path), |store, key, _| {
+            let now = (store, key.to_vec());
+            sorted &= last.as_ref().is_none_or(|last| *last < now);
+            (entries, last) = (entries + 1, Some(now));
+        });
+        let damage = |problem: String| Some(Flaw::Damage(problem));
+        let about = match loaded {
+            Ok(about) => about,
+            Err(e) => return Some(e.into()),
+        };
+        let expected =
+            task.map(|task| about_checkpoint(task.generation, task.partition, manifest.changelog));
+        if expected.as_ref().is_some_and(|expected| *expected != about) {
+            return damage(format!(
+                "it says that it is {about}, and the catalogue names it for {}",
+                expected.unwrap_or_default()
+            ));
         }
-        "the deployment".to_owned()
+        if entries != manifest.entries {
+            let expected = manifest.entries;
+            return damage(format!("it has {entries} entries, and the catalogue says {expected}"));
+        }
+        if sorted { None } else { damage("its entries are not in order".to_owned()) }
+    }
+
+    /// The task that a key of its state is about, if its deployment is known.
+    fn task_of(&self, key: &[u8]) -> Option<TaskOf> {
+        let records = self.base.range(vec![b'd']..vec![b'd' + 1]);
+        let mut records =
+            records.filter_map(|(_, v)| serde_json::from_slice::<DeploymentRecord>(v).ok());
+        records.find_map(|record| {
+            record.generations.iter().find_map(|generation| {
+                let id = record.generation_id(generation.number);
+                let partition = key.strip_prefix(checkpoint_prefix(id).as_slice())?;
+                Some(TaskOf {
+                    whose: format!("{} (generation {})", record.name(), generation.number),
+                    generation: id,
+                    partition: PartitionId(u32::from_be_bytes(partition.try_into().ok()?)),
+                })
+            })
+        })
     }
 
     pub(super) fn check_deployments(&mut self) {

@@ -18,7 +18,7 @@ use super::exam::Exam;
 use super::head_copies::HEAD_COPY;
 use super::{Error, Kind};
 use crate::clock::Clock;
-use crate::log::Loss;
+use crate::log::{LogKind, Loss};
 use crate::storage::{self, FileSystem, finish_repair, repair_is_pending, replace_head};
 
 /// Something that is wrong, and the way out.
@@ -119,6 +119,13 @@ pub fn examine(
         );
         exam.report.notes.push(note);
     }
+    for loss in head.losses.iter().filter(|loss| loss.kind == LogKind::Journal) {
+        let note = format!(
+            "{}: if the deployment has several inputs, the order in which it took them there is not known any more: a swap replays them all the same, one input after the other; where results depend on the order, they differ from those that the live generation made",
+            loss.place
+        );
+        exam.report.notes.push(note);
+    }
     let mut report = std::mem::take(&mut exam.report);
     if !orders.repair || report.findings.is_empty() {
         return Ok(report);
@@ -203,7 +210,7 @@ mod tests {
     use super::super::record::PluginRecord;
     use super::*;
     use crate::clock::ManualClock;
-    use crate::log::{Append, Commit, Files, Log, LogConfig, LogKind, LogSpec};
+    use crate::log::{Append, Commit, Files, Log, LogConfig, LogSpec};
     use crate::state::{Changes, checkpoint};
     use crate::storage::{
         AboutHead, Entry, File, Head, OsFileSystem, Storage, write_file, write_head_copy,
@@ -324,6 +331,7 @@ mod tests {
             changelog: Offset::ZERO,
             entries: written.entries,
             size_bytes: written.size_bytes,
+            crc32c: Some(written.crc32c),
         };
         let generation = GenerationId { deployment: DeploymentId(1), number: GenerationNumber(1) };
         let checkpoint_key = [checkpoint_prefix(generation), vec![0; 4]].concat();
@@ -331,7 +339,8 @@ mod tests {
         let path = folders[1].join(format!("{}.wasm", digest.hex()));
         write_file(&*fs, &path, b"a plugin").unwrap();
         let description = serde_json::json!({});
-        let plugin = PluginRecord { digest, size_bytes: 8, pushed_ms: 0, description };
+        let component = Some(digest);
+        let plugin = PluginRecord { digest, size_bytes: 8, pushed_ms: 0, description, component };
         let json = |value| Some(serde_json::to_vec(&value).unwrap());
         let metadata = vec![
             (checkpoint_key, json(serde_json::to_value(&manifest).unwrap())),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::TokenRecord;
 use super::backup::Meter;
 use super::doctor::{Finding, Report};
 use super::events::rfc3339;
@@ -16,7 +17,6 @@ use crate::log::{FileFault, Files, Image, NewHead, Repair};
 use crate::storage::{
     self, AboutHead, Entries, Examined, FileSystem, Flaw, HeadExam, list_folder, read_head_copy,
 };
-use crate::types::Digest;
 
 /// What to do where a repair helps.
 pub(super) const REPAIR: &str = "restore a backup, or stop the host and run `anabranch doctor --repair`, which says what is lost";
@@ -137,6 +137,8 @@ impl<'a> Exam<'a> {
         self.check_segments();
         self.check_checkpoints(meter);
         self.check_plugins();
+        // Only whether each can be read: nothing else refers to them.
+        self.of::<TokenRecord>(b'a');
         self.check_deployments();
         self.look_at_quarantine();
     }
@@ -197,7 +199,7 @@ impl<'a> Exam<'a> {
         for key in self
             .base
             .keys()
-            .filter(|key| !key.first().is_some_and(|k| b"tlpsxhndckwgv".contains(k)))
+            .filter(|key| !key.first().is_some_and(|k| b"tlpsxhndckwgva".contains(k)))
         {
             let note = format!(
                 "key \"{}\" of the head is none that this version writes",
@@ -257,16 +259,15 @@ impl<'a> Exam<'a> {
     }
 
     fn check_plugins(&mut self) {
+        let remedy = "start the host, push the plugin again and resume its deployments, or restore the file from a backup";
         for (_, plugin) in self.of::<PluginRecord>(b'w') {
             let path = self.dir.join("plugins").join(format!("{}.wasm", plugin.digest.hex()));
             match storage::read_file(&**self.fs, &path) {
-                Ok(bytes) if Digest::of(&bytes) == plugin.digest => self.report.files += 1,
-                Ok(_) => self.find(
-                    path.display().to_string(),
-                    "it is not what was pushed: its digest is another",
-                    "restore it from a backup, or remove it and push the plugin again",
-                ),
-                Err(e) => self.flaw(&path, e.into(), "restore it from a backup"),
+                Ok(bytes) => match plugin.fault(&bytes) {
+                    None => self.report.files += 1,
+                    Some(fault) => self.find(path.display().to_string(), fault, remedy),
+                },
+                Err(e) => self.flaw(&path, e.into(), remedy),
             }
         }
     }

@@ -171,9 +171,24 @@ pub struct PluginRecord {
     pub pushed_ms: i64,
     /// What the plugin says of itself.
     pub description: serde_json::Value,
+    /// Digest of the component that was made of those bytes, which is the file. Not there in records of
+    /// before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<Digest>,
 }
 
 impl PluginRecord {
+    /// What is wrong with `bytes` as the plugin's file, if anything is.
+    pub fn fault(&self, bytes: &[u8]) -> Option<&'static str> {
+        match self.component {
+            Some(digest) if digest != Digest::of(bytes) => {
+                Some("it is not the component that was admitted: its digest is another")
+            }
+            None if !bytes.starts_with(b"\0asm") => Some("it is no WebAssembly"),
+            _ => None,
+        }
+    }
+
     /// The catalogue key.
     pub fn key(digest: &Digest) -> Vec<u8> {
         let mut key = vec![b'w'];

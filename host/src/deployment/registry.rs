@@ -581,12 +581,16 @@ impl Registry {
             .collect())
     }
 
-    /// Takes a plugin: checks it, keeps it by its digest.
+    /// Takes a plugin: checks it, keeps it by its digest. One that is known is kept again if its file is
+    /// lost or damaged.
     ///
     /// # Errors
     /// When it is no plugin, or asks for what is not granted.
     pub fn push_plugin(&self, bytes: &[u8]) -> Result<PluginStatus, Error> {
-        if let Ok(known) = self.plugin(&Digest::of(bytes)) {
+        let digest = Digest::of(bytes);
+        if let Ok(known) = self.plugin(&digest)
+            && self.read_plugin(&digest).is_ok()
+        {
             return Ok(known);
         }
         let admitted = self.inner.runtime.admit(bytes).map_err(plugin_refused)?;
@@ -595,6 +599,7 @@ impl Registry {
             size_bytes: bytes.len() as u64,
             pushed_ms: self.inner.clock.now_ms(),
             description: serde_json::to_value(&admitted.description).unwrap_or_default(),
+            component: Some(Digest::of(&admitted.component)),
         };
         let path = self.plugin_path(&admitted.digest);
         crash_point("push-admitted");
@@ -637,16 +642,27 @@ impl Registry {
         if let Some(plugin) = loaded.get(digest) {
             return Ok(Arc::clone(plugin));
         }
-        let path = self.plugin_path(digest);
-        let internal = |e: &dyn std::fmt::Display| {
-            let message = format!("plugin {digest} at {}: {e}", path.display());
-            Error::new(Kind::Internal, "plugin_damaged", message)
-        };
-        let bytes =
-            storage::read_file(&*self.inner.file_system, &path).map_err(|e| internal(&e))?;
-        let plugin = self.inner.runtime.load(*digest, &bytes).map_err(|e| internal(&e))?;
+        let bytes = self.read_plugin(digest)?;
+        let plugin = self.inner.runtime.load(*digest, &bytes);
+        let plugin = plugin.map_err(|e| self.plugin_damaged(digest, &e))?;
         loaded.insert(*digest, Arc::clone(&plugin));
         Ok(plugin)
+    }
+
+    /// The file of a plugin that is known, as it was admitted.
+    fn read_plugin(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
+        let path = self.plugin_path(digest);
+        let bytes = storage::read_file(&*self.inner.file_system, &path);
+        let bytes = bytes.map_err(|e| self.plugin_damaged(digest, &e))?;
+        let fault = self.inner.plugins.read().get(digest).and_then(|known| known.fault(&bytes));
+        fault.map_or(Ok(bytes), |fault| Err(self.plugin_damaged(digest, &fault)))
+    }
+
+    fn plugin_damaged(&self, digest: &Digest, why: &dyn std::fmt::Display) -> Error {
+        let path = self.plugin_path(digest);
+        let message =
+            format!("plugin {digest} at {}: {why}; push the plugin again", path.display());
+        Error::new(Kind::Internal, "plugin_damaged", message)
     }
 
     fn plugin_path(&self, digest: &Digest) -> PathBuf {

@@ -360,7 +360,7 @@ impl SegmentFile {
             next: self.entry.next,
         };
         let metadata = serde_json::to_value(metadata).expect("a plain struct is always JSON");
-        self.entry.file_bytes = self.writer.finish(metadata)?;
+        (self.entry.file_bytes, _) = self.writer.finish(metadata)?;
         let segment = Segment::listed(self.place.fs, &self.place.dir, self.entry);
         segment.doom();
         Ok(segment)

@@ -4,7 +4,11 @@
 //! task goes on meanwhile. Rows are sorted by store, then by key; columns are `store` (u16), `key`
 //! and `value` (binary).
 //!
-//! **Invariant:** a checkpoint holds no deleted key, and each key once.
+//! The changelog before a checkpoint is let go of with the commit that names it. So that commit also keeps
+//! the checkpoint's checksum: it is all that is left to compare the file with.
+//!
+//! **Invariant:** a checkpoint holds no deleted key, and each key once. None is used that is not, to the
+//! last entry, the one that was written.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,6 +38,18 @@ pub enum Error {
     /// The changelog names no store.
     #[error(transparent)]
     Change(#[from] ChangeError),
+    /// A whole checkpoint, and another than was asked for.
+    #[error(
+        "{path} is another checkpoint than the one that was written: the checksum of its index is {found:08x} and should be {expected:08x}; restore it from a backup"
+    )]
+    Other {
+        /// The file.
+        path: String,
+        /// What it is.
+        found: u32,
+        /// What it should be.
+        expected: u32,
+    },
     /// The columns are not those of a checkpoint.
     #[error("{path} is no checkpoint: {detail}; restore it from a backup")]
     Columns {
@@ -60,6 +76,17 @@ pub struct Written {
     pub entries: u64,
     /// Length of the file.
     pub size_bytes: u64,
+    /// Of the file's index, which holds those of all entries.
+    pub crc32c: u32,
+}
+
+/// A checkpoint to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// What [`Written`] said of it, if that is known.
+    pub crc32c: Option<u32>,
 }
 
 /// The columns of a checkpoint.
@@ -79,7 +106,7 @@ pub fn schema() -> Schema {
 pub fn write(
     fs: &Arc<dyn FileSystem>,
     path: &Path,
-    base: Option<&Path>,
+    base: Option<Source<'_>>,
     changes: &Changes,
     about: Value,
 ) -> Result<Written, Error> {
@@ -102,16 +129,16 @@ pub fn write(
     blocks.finish(about)
 }
 
-/// Hands each entry of a checkpoint to `each`: store, key, value.
+/// Hands each entry of a checkpoint to `each`: store, key, value. Returns what its writer said about it.
 ///
 /// # Errors
-/// When the file cannot be read or is damaged.
+/// When the file cannot be read, is damaged, or is another; some entries may have been handed on.
 pub fn load(
     fs: &dyn FileSystem,
-    path: &Path,
+    source: Source<'_>,
     mut each: impl FnMut(usize, &[u8], &[u8]),
-) -> Result<(), Error> {
-    read(fs, path, |full, value| {
+) -> Result<Value, Error> {
+    read(fs, source, |full, value| {
         let (store, key) = changelog_key::split(full)?;
         each(store, key, value);
         Ok(())
@@ -121,10 +148,14 @@ pub fn load(
 /// Hands each entry to `each`, by changelog key.
 fn read(
     fs: &dyn FileSystem,
-    path: &Path,
+    Source { path, crc32c }: Source<'_>,
     mut each: impl FnMut(&[u8], &[u8]) -> Result<(), Error>,
-) -> Result<(), Error> {
+) -> Result<Value, Error> {
     let file = ArrowFile::open(fs, path)?;
+    let found = file.index_crc32c();
+    if let Some(expected) = crc32c.filter(|expected| *expected != found) {
+        return Err(Error::Other { path: path.display().to_string(), found, expected });
+    }
     if file.schema().fields() != schema().fields() {
         let detail = format!("its columns are {:?}", file.schema().fields());
         return Err(Error::Columns { path: path.display().to_string(), detail });
@@ -141,7 +172,7 @@ fn read(
             each(&full, values.value(row))?;
         }
     }
-    Ok(())
+    Ok(file.metadata()["about"].clone())
 }
 
 /// Gathers rows into blocks.
@@ -211,8 +242,8 @@ impl BlockWriter {
     fn finish(mut self, about: Value) -> Result<Written, Error> {
         self.flush()?;
         let about = json!({ "kind": "checkpoint", "entries": self.entries, "about": about });
-        let size_bytes = self.file.finish(about)?;
-        Ok(Written { entries: self.entries, size_bytes })
+        let (size_bytes, crc32c) = self.file.finish(about)?;
+        Ok(Written { entries: self.entries, size_bytes, crc32c })
     }
 }
 
@@ -229,7 +260,7 @@ mod tests {
 
     fn entries(path: &Path) -> Entries {
         let mut entries = Entries::new();
-        load(&OsFileSystem, path, |store, key, value| {
+        load(&OsFileSystem, Source { path, crc32c: None }, |store, key, value| {
             let old = entries.insert((store, key.to_vec()), value.to_vec());
             assert!(old.is_none(), "a key twice");
         })
@@ -253,7 +284,7 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let seed = 11;
         let mut random = fastrand::Rng::with_seed(seed);
-        let (mut plain, mut base) = (Entries::new(), None);
+        let (mut plain, mut base): (_, Option<(std::path::PathBuf, u32)>) = (Entries::new(), None);
         for round in 0..6 {
             let mut changes = Changes::default();
             for _ in 0..random.usize(0..2_000) {
@@ -266,10 +297,17 @@ mod tests {
                 };
             }
             let path = dir.path().join(format!("{round}.arrow"));
-            let written = write(&fs, &path, base.as_deref(), &changes, json!({})).unwrap();
+            let of = |(path, crc32c)| Source { path, crc32c: Some(crc32c) };
+            let old = base.as_ref().map(|(path, crc)| of((path, *crc)));
+            let written = write(&fs, &path, old, &changes, json!({})).unwrap();
             assert_eq!(entries(&path), plain, "seed {seed} round {round}");
             assert_eq!(written.entries, plain.len() as u64);
-            base = Some(path);
+            if let Some((other, _)) = &base {
+                let source = Source { path: other, crc32c: Some(written.crc32c) };
+                let refused = load(&*fs, source, |_, _, _| panic!("it is another")).unwrap_err();
+                assert!(matches!(refused, Error::Other { .. }), "{refused}");
+            }
+            base = Some((path, written.crc32c));
         }
     }
 
@@ -285,7 +323,8 @@ mod tests {
         let at = bytes.windows(100).position(|w| w == [7; 100]).unwrap_or(bytes.len() / 3);
         bytes[at] ^= 1;
         std::fs::write(&path, bytes).unwrap();
-        let error = load(&*fs, &path, |_, _, _| ()).unwrap_err().to_string();
+        let source = Source { path: &path, crc32c: None };
+        let error = load(&*fs, source, |_, _, _| ()).unwrap_err().to_string();
         assert!(error.contains("c.arrow"), "{error}");
     }
 }

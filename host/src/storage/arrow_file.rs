@@ -190,14 +190,15 @@ impl ArrowFileWriter {
         self.sink.as_ref().map_or(0, Sink::position)
     }
 
-    /// Completes the file, makes it durable and gives it its name; returns its length in bytes.
-    pub fn finish(mut self, metadata: Value) -> Result<u64, ArrowFileError> {
-        let Some(mut sink) = self.sink.take() else { return Ok(0) };
+    /// Completes the file, makes it durable and gives it its name; returns its length in bytes, and what
+    /// [`ArrowFile::index_crc32c`] will say.
+    pub fn finish(mut self, metadata: Value) -> Result<(u64, u32), ArrowFileError> {
+        let Some(mut sink) = self.sink.take() else { return Ok((0, 0)) };
         let blocks = std::mem::take(&mut self.blocks);
         let index = Index { version: 1, metadata, blocks };
         let json = serde_json::to_string(&index).expect("an index has only string keys");
+        let crc = crc32c::crc32c(json.as_bytes());
         let result = (|| {
-            let crc = crc32c::crc32c(json.as_bytes());
             let footer = footer(&self.schema, &self.places, &format!("{crc:08x} {json}"));
             let written =
                 [&END_OF_STREAM[..], &footer, &(footer.len() as u32).to_le_bytes(), MAGIC]
@@ -210,7 +211,7 @@ impl ArrowFileWriter {
             self.fs.rename(&temporary, &self.path).map_err(disk("rename", &temporary))?;
             let dir = self.path.parent().unwrap_or(Path::new("."));
             self.fs.sync_dir(dir).map_err(disk("sync", dir))?;
-            Ok(sink.position())
+            Ok((sink.position(), crc))
         })();
         if result.is_err() {
             // The first error is the one to tell; what is left over is quarantined at the next open.
@@ -252,6 +253,7 @@ pub struct ArrowFile {
     schema: SchemaRef,
     metadata: Value,
     blocks: Vec<Block>,
+    index_crc32c: u32,
 }
 
 impl ArrowFile {
@@ -274,7 +276,8 @@ impl ArrowFile {
         let index = pairs.find(|pair| pair.key() == Some(INDEX_KEY)).and_then(|pair| pair.value());
         let index = index.ok_or_else(|| bad("its footer has no index"))?;
         let (crc, json) = index.split_once(' ').unwrap_or_default();
-        if u32::from_str_radix(crc, 16) != Ok(crc32c::crc32c(json.as_bytes())) {
+        let index_crc32c = crc32c::crc32c(json.as_bytes());
+        if u32::from_str_radix(crc, 16) != Ok(index_crc32c) {
             return Err(bad("the crc32c of its index does not match"));
         }
         let index: Index = serde_json::from_str(json).map_err(|e| bad(&e.to_string()))?;
@@ -287,7 +290,12 @@ impl ArrowFile {
             return Err(bad("its index is of another version or points outside the file"));
         }
         let (metadata, blocks) = (index.metadata, index.blocks);
-        Ok(Self { file, path: path.to_owned(), schema, metadata, blocks })
+        Ok(Self { file, path: path.to_owned(), schema, metadata, blocks, index_crc32c })
+    }
+
+    /// crc32c of the index, which holds those of all blocks: two files that differ in content differ here.
+    pub fn index_crc32c(&self) -> u32 {
+        self.index_crc32c
     }
 
     /// The columns.
@@ -371,10 +379,10 @@ mod tests {
         let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
         writer.write(&[rows(0)], json!({"n": 0})).unwrap();
         writer.write(&[rows(100)], json!({"n": 1})).unwrap();
-        let length = writer.finish(json!({"kind": "test"})).unwrap();
+        let (length, crc) = writer.finish(json!({"kind": "test"})).unwrap();
         assert_eq!(length, std::fs::metadata(&path).unwrap().len());
         let file = ArrowFile::open(fs.as_ref(), &path).unwrap();
-        assert_eq!(file.metadata(), &json!({"kind": "test"}));
+        assert_eq!((file.metadata(), file.index_crc32c()), (&json!({"kind": "test"}), crc));
         assert_eq!((file.read(0).unwrap(), file.read(1).unwrap()), (rows(0), rows(100)));
         assert_eq!((file.blocks().len(), &file.blocks()[1].metadata), (2, &json!({"n": 1})));
         let good = std::fs::read(&path).unwrap();

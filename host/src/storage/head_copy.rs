@@ -101,7 +101,8 @@ pub fn write_head_copy<'a>(
     if bytes > 0 {
         flush(&mut keys, &mut values)?;
     }
-    file.finish(serde_json::to_value(about).expect("a plain struct is always JSON"))
+    let about = serde_json::to_value(about).expect("a plain struct is always JSON");
+    file.finish(about).map(|(size_bytes, _)| size_bytes)
 }
 
 /// Reads what a copy says of itself, its entries, and the length of its file.

@@ -26,6 +26,16 @@ pub struct Manifest {
     pub entries: u64,
     /// Length of the file.
     pub size_bytes: u64,
+    /// Of its index, which holds those of all entries. Not there in those written before it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crc32c: Option<u32>,
+}
+
+impl Manifest {
+    /// The file, `path`, as it has to be.
+    pub fn source<'a>(&self, path: &'a Path) -> checkpoint::Source<'a> {
+        checkpoint::Source { path, crc32c: self.crc32c }
+    }
 }
 
 /// A task, as far as its state is concerned.
@@ -88,7 +98,7 @@ impl StateOf {
         let mut next = Offset::ZERO;
         if let Some(manifest) = newest {
             let path = env.checkpoint_dir.join(&manifest.file);
-            checkpoint::load(&*env.file_system, &path, |store, key, value| {
+            checkpoint::load(&*env.file_system, manifest.source(&path), |store, key, value| {
                 set.restore(store, key, Some(value));
             })
             .map_err(|e| e.to_string())?;
@@ -159,17 +169,16 @@ impl StateOf {
         let file = format!("{deployment}-{number}-{}-{end}-{id}.arrow", self.partition);
         let base = newest.as_ref().map(|(manifest, _)| env.checkpoint_dir.join(&manifest.file));
         let path = env.checkpoint_dir.join(&file);
-        let about = json!({
-            "deployment": deployment, "generation": number, "partition": self.partition,
-            "changelog": end,
-        });
-        let written = checkpoint::write(&env.file_system, &path, base.as_deref(), &changes, about)
+        let about = about(self.generation, self.partition, end);
+        let old = newest.as_ref().zip(base.as_deref()).map(|((m, _), path)| m.source(path));
+        let written = checkpoint::write(&env.file_system, &path, old, &changes, about)
             .map_err(|e| e.to_string())?;
         let manifest = Manifest {
             file,
             changelog: end,
             entries: written.entries,
             size_bytes: written.size_bytes,
+            crc32c: Some(written.crc32c),
         };
         crash_point("checkpoint-written");
         let value = serde_json::to_vec(&manifest).map_err(|e| e.to_string())?;
@@ -193,6 +202,18 @@ impl StateOf {
         }
         committed.map(|_| ()).map_err(|e| e.to_string())
     }
+}
+
+/// What a checkpoint says of itself: whose state it is, and up to where in the changelog.
+pub fn about(
+    GenerationId { deployment, number }: GenerationId,
+    partition: PartitionId,
+    changelog: Offset,
+) -> serde_json::Value {
+    json!({
+        "deployment": deployment, "generation": number, "partition": partition,
+        "changelog": changelog,
+    })
 }
 
 /// The files of a generation's checkpoints.

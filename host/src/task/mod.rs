@@ -22,8 +22,8 @@ mod workers;
 
 pub use bulk::BulkThreads;
 pub use checkpoint::{
-    Manifest as CheckpointManifest, StateOf, checkpoint_files, checkpoint_prefix,
-    quarantine_checkpoints, remove as remove_checkpoint,
+    Manifest as CheckpointManifest, StateOf, about as about_checkpoint, checkpoint_files,
+    checkpoint_prefix, quarantine_checkpoints, remove as remove_checkpoint,
 };
 pub use cursor::{Cursor, cursor_key, cursor_prefix};
 pub use pending::CommitMode;
