@@ -7,6 +7,7 @@ mod crash;
 mod floors;
 mod fuzz;
 mod hostile;
+mod interrupted;
 mod properties;
 mod recovery;
 mod serving;

@@ -43,7 +43,7 @@ pub fn doctor(context: &Context, args: &Doctor) -> Result<(), Error> {
         (1, 0) => Err(Error::Failed(format!("{place}: 1 finding"))),
         (n, 0) => Err(Error::Failed(format!("{place}: {n} findings"))),
         (n, unread) => Err(Error::Failed(format!(
-            "{place}: {unread} places could not be read, so that not all is known; {n} findings"
+            "{place}: not all is known, as not everything could be read (places: {unread}); findings: {n}"
         ))),
     }
 }

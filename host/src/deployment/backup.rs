@@ -5,7 +5,8 @@
 //! holds an older one of the same store copies only what is new.
 //!
 //! **Invariant:** the copy of the head is written last, in one rename: a backup that was begun and not
-//! finished leaves the one before it as it was. A folder that holds anything else is not touched.
+//! finished leaves the one before it as it was. A folder that holds anything else is not touched, nor is
+//! one into which another backup is being made.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,7 +23,8 @@ use super::{Error, Kind, Registry};
 use crate::clock::Clock;
 use crate::log::{Image, Log, LogSnapshot};
 use crate::storage::{
-    AboutHead, File, FileSum, FileSystem, copy_file, read_about_head, write_head_copy,
+    AboutHead, File, FileSum, FileSystem, TEMPORARY_SUFFIX, copy_file, read_about_head,
+    write_head_copy,
 };
 use crate::task::CheckpointManifest;
 use crate::threads::{self, Mutex};
@@ -30,8 +32,10 @@ use crate::types::BackupName;
 
 /// The copy of the head in a backup.
 pub const BACKUP_HEAD: &str = "backup.arrow";
-/// What lies in the folder of a backup, and nothing else does.
-const FOLDERS: [&str; 3] = ["segments", "checkpoints", "plugins"];
+/// What lies in the folder of a backup beside its head, and nothing else does: files, and the lock of
+/// whoever makes one.
+const OWN: [&str; 4] = ["segments", "checkpoints", "plugins", LOCK];
+const LOCK: &str = "lock";
 /// How often a snapshot is taken anew because a checkpoint that it names was replaced meanwhile.
 const TRIES: usize = 100;
 
@@ -208,7 +212,7 @@ pub fn back_up(
 ) -> Result<BackupStatus, Error> {
     let begun = clock.monotonic();
     let Taken { snapshot, open, at_ms } = take(log, &**fs, clock)?;
-    let before = prepare(&**fs, dest, snapshot.store_id)?;
+    let (before, _lock) = prepare(&**fs, dest, snapshot.store_id)?;
     let segments = snapshot.segment_files().map(|(path, bytes)| (path, bytes, None));
     let files: Vec<Held> = open.into_iter().chain(segments).collect();
     meter.total_bytes.store(files.iter().map(|(_, bytes, _)| bytes).sum(), Ordering::Relaxed);
@@ -337,18 +341,17 @@ fn files(
     Ok(files)
 }
 
-/// Looks whether `dest` can take a backup of the store; what is in it already, by path.
-fn prepare(
-    fs: &dyn FileSystem,
-    dest: &Path,
-    store_id: u64,
-) -> Result<BTreeMap<String, FileSum>, Error> {
+/// What is in the folder of a backup already, by path, and the lock on it.
+type Prepared = (BTreeMap<String, FileSum>, Option<Box<dyn Send + Sync>>);
+
+/// Looks whether `dest` can take a backup of the store, and takes it for this one.
+fn prepare(fs: &dyn FileSystem, dest: &Path, store_id: u64) -> Result<Prepared, Error> {
     let entries = match fs.list(dest) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
         listed => listed.map_err(failed("list", dest))?,
     };
     let own = |name: &str| {
-        FOLDERS.contains(&name) || name.strip_suffix(".tmp").unwrap_or(name) == BACKUP_HEAD
+        OWN.contains(&name) || name.strip_suffix(TEMPORARY_SUFFIX).unwrap_or(name) == BACKUP_HEAD
     };
     if let Some(other) = entries.iter().find(|entry| !own(&entry.name)) {
         let message = format!(
@@ -360,8 +363,10 @@ fn prepare(
     }
     let segments = dest.join("segments");
     fs.create_dir_all(&segments).map_err(failed("create", &segments))?;
+    let lock = take_folder(fs, dest)?;
+    let entries = fs.list(dest).map_err(failed("list", dest))?;
     if !entries.iter().any(|entry| entry.name == BACKUP_HEAD) {
-        return Ok(BTreeMap::new());
+        return Ok((BTreeMap::new(), lock));
     }
     let about = read_about_head(fs, &dest.join(BACKUP_HEAD)).map_err(|e| {
         let message = format!("the backup in {} cannot be added to: {e}", dest.display());
@@ -375,7 +380,24 @@ fn prepare(
         );
         return Err(Error::new(Kind::Conflict, "backup_occupied", message));
     }
-    Ok(about.files.into_iter().map(|sum| (sum.path.clone(), sum)).collect())
+    Ok((about.files.into_iter().map(|sum| (sum.path.clone(), sum)).collect(), lock))
+}
+
+/// Takes the folder until the lock is dropped; `None` where the disk knows no locks.
+fn take_folder(fs: &dyn FileSystem, dest: &Path) -> Result<Option<Box<dyn Send + Sync>>, Error> {
+    let path = dest.join(LOCK);
+    match fs.lock(&path) {
+        Ok(Some(lock)) => Ok(Some(lock)),
+        Ok(None) => {
+            let message = format!(
+                "another backup is being made into {}: wait for it, or choose another folder",
+                dest.display()
+            );
+            Err(Error::new(Kind::Conflict, "backup_under_way", message))
+        }
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(None),
+        Err(e) => Err(failed("lock", &path)(e)),
+    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -2,7 +2,8 @@
 //!
 //! `ANABRANCH_CRASH_AT=name` ends the process as `kill -9` does when it first passes the point of
 //! that name; `name:3` when it passes it for the third time. `@file` ends it when it passes the point
-//! that the file names at that moment: so a test can let the host work first and aim later. The last
+//! that the file names at that moment, with a count or without: so a test can let the host work first and
+//! aim later. The point `disk-change` is passed before each change of a file or folder. The last
 //! line on standard error is then `crash point name`, by which a test knows its own kill from any
 //! other. Without the variable a point costs a load of one word. Nothing else in the host knows of it.
 //!
@@ -17,28 +18,35 @@ use std::sync::atomic::{AtomicU32, Ordering};
 enum Plan {
     /// A point, and how often it is still to be passed.
     Named(String, AtomicU32),
-    /// The file that names a point, once there is one.
-    InFile(PathBuf),
+    /// The file that names a point, once there is one, and how often that was passed since.
+    InFile(PathBuf, AtomicU32),
 }
 
 impl Plan {
     fn read() -> Option<Self> {
         let text = std::env::var("ANABRANCH_CRASH_AT").ok()?;
         if let Some(file) = text.strip_prefix('@') {
-            return Some(Self::InFile(file.into()));
+            return Some(Self::InFile(file.into(), AtomicU32::new(0)));
         }
-        let (name, count) = text.split_once(':').unwrap_or((&text, "1"));
-        Some(Self::Named(name.to_owned(), AtomicU32::new(count.parse().unwrap_or(1))))
+        let (name, count) = named(&text);
+        Some(Self::Named(name.to_owned(), AtomicU32::new(count)))
     }
 
     fn is_due(&self, point: &str) -> bool {
         match self {
             Self::Named(name, left) => name == point && left.fetch_sub(1, Ordering::SeqCst) == 1,
-            Self::InFile(file) => {
-                std::fs::read_to_string(file).is_ok_and(|named| named.trim() == point)
-            }
+            Self::InFile(file, passed) => std::fs::read_to_string(file).is_ok_and(|text| {
+                let (name, count) = named(text.trim());
+                name == point && passed.fetch_add(1, Ordering::SeqCst) + 1 == count
+            }),
         }
     }
+}
+
+/// A point, and at which time that it is passed: `name` or `name:3`.
+fn named(text: &str) -> (&str, u32) {
+    let (name, count) = text.split_once(':').unwrap_or((text, "1"));
+    (name, count.parse().unwrap_or(1))
 }
 
 /// Whether a test asked that this be left out.

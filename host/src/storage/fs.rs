@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::crash::crash_point;
 use super::head::{Head, SledHead};
 use super::store::Error;
 
@@ -66,6 +67,9 @@ pub trait FileSystem: Send + Sync {
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>>;
 }
 
+/// Passed before every change of a file or folder that the host makes itself.
+pub(super) const CHANGE: &str = "disk-change";
+
 /// The operating system's files.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OsFileSystem;
@@ -76,10 +80,12 @@ impl File for fs::File {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        crash_point(CHANGE);
         self.write_all_at(bytes, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
+        crash_point(CHANGE);
         self.sync_all()
     }
 
@@ -97,6 +103,7 @@ impl File for fs::File {
 
 impl FileSystem for OsFileSystem {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        crash_point(CHANGE);
         let mut options = fs::OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).open(path)?;
         Ok(Box::new(file))
@@ -117,10 +124,12 @@ impl FileSystem for OsFileSystem {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        crash_point(CHANGE);
         fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        crash_point(CHANGE);
         fs::remove_file(path)
     }
 
@@ -140,10 +149,12 @@ impl FileSystem for OsFileSystem {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        crash_point(CHANGE);
         fs::create_dir_all(dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        crash_point(CHANGE);
         fs::File::open(dir)?.sync_all()
     }
 

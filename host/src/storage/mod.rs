@@ -35,10 +35,10 @@ pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_h
 pub use machine::{available_memory_bytes, stand_back};
 pub use packed::release as release_read_memory;
 pub use repair::{
-    Entries, create_head, finish as finish_repair, is_pending as repair_is_pending, remove_folder,
-    replace_head,
+    Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,
+    not_replaceable, remove_folder, replace_head, restoring,
 };
-pub use store::{Error, Storage, WriteBatch};
+pub use store::{Error, Storage, WriteBatch, create_dir};
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.
 ///

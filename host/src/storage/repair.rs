@@ -4,20 +4,27 @@
 //! place; the old head goes to quarantine. While `repair` is there, no host opens the directory, and
 //! [`finish`] takes the moving up where it ended.
 //!
+//! A restore makes a data directory in the same way, beside its target ([`restoring`]); while that is
+//! there and the target is not, no host begins a new store in its place.
+//!
 //! **Invariant:** a process that is ended at any point leaves the old head in its place, or a repair
 //! that can be finished. The old head is never deleted.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::fs::FileSystem;
+use super::crash::crash_point;
+use super::fs::{CHANGE, FileSystem};
 use super::opening::OLD;
 use super::store::{Error, Storage, WriteBatch};
 
 const FINISHED: &str = "repair";
 const UNFINISHED: &str = "repair.tmp";
+/// Ends the name of a data directory that is being restored.
+const RESTORING: &str = ".anabranch-restoring";
 /// Bytes of one batch of a head that is being made.
 const BATCH_BYTES: usize = 1 << 20;
 
@@ -29,12 +36,45 @@ pub type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
 /// # Errors
 /// When the directory cannot be looked at.
 pub fn is_pending(dir: &Path, fs: &dyn FileSystem) -> Result<bool, Error> {
-    let finished = dir.join(FINISHED);
-    match fs.list(&finished) {
+    is_folder(&dir.join(FINISHED), fs)
+}
+
+/// Where the data directory `dir` is made when it is restored.
+pub fn restoring(dir: &Path) -> PathBuf {
+    // Without a slash at its end, if it has one.
+    let mut name = dir.components().collect::<PathBuf>().into_os_string();
+    name.push(RESTORING);
+    name.into()
+}
+
+/// Refuses a directory that is not there, or holds no store, because its restore did not come to its end.
+pub(super) fn refuse_unfinished_restore(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
+    let unfinished = restoring(dir);
+    if !is_folder(&unfinished, fs)? || is_there(&dir.join("format"))? {
+        return Ok(());
+    }
+    Err(Error::Restoring { dir: dir.to_owned(), unfinished })
+}
+
+fn is_folder(path: &Path, fs: &dyn FileSystem) -> Result<bool, Error> {
+    match fs.list(path) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::io("list", &finished)(e)),
+        Err(e) => Err(Error::io("list", path)(e)),
     }
+}
+
+/// Why the empty folder `path` cannot be replaced by another in one step, if so.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn not_replaceable(path: &Path) -> io::Result<Option<&'static str>> {
+    let about = std::fs::symlink_metadata(path)?;
+    if about.is_symlink() {
+        return Ok(Some("a link"));
+    }
+    let above = std::fs::metadata(path.join(".."))?;
+    Ok((above.dev() != about.dev()).then_some("a mount point"))
 }
 
 /// Makes a data directory at `dir`, which has no head, of a store that was before: durable.
@@ -133,6 +173,7 @@ fn is_there(path: &Path) -> Result<bool, Error> {
 
 /// Removes a folder of this host's own making with all that is in it.
 pub fn remove_folder(path: &Path) -> Result<(), Error> {
+    crash_point(CHANGE);
     match std::fs::remove_dir_all(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
         _ => Ok(()),

@@ -46,7 +46,7 @@ pub enum Error {
     },
     /// Another host has the directory.
     #[error(
-        "the data directory {dir} is in use by another host: stop that host or choose another directory"
+        "the data directory {dir} is in use by another host, or by a backup, doctor or restore that is at work: stop it, wait for it, or choose another directory"
     )]
     Locked {
         /// The data directory.
@@ -102,6 +102,16 @@ pub enum Error {
     Repairing {
         /// The data directory.
         dir: PathBuf,
+    },
+    /// A restore was ended, or is at work, and the directory has no store yet.
+    #[error(
+        "a restore of {dir} was interrupted or is under way: run `anabranch restore BACKUP --data {dir}` again, or remove {unfinished} to begin without it"
+    )]
+    Restoring {
+        /// The data directory.
+        dir: PathBuf,
+        /// Where it is made.
+        unfinished: PathBuf,
     },
     /// An earlier write failed, and that is final.
     #[error(
@@ -191,6 +201,7 @@ impl Storage {
         let stop = Arc::new(Stop::default());
         let (inner, stops) = (Arc::clone(fs), Arc::clone(&stop));
         let fs: Arc<dyn FileSystem> = Arc::new(StoppingFileSystem { inner, stop: stops });
+        repair::refuse_unfinished_restore(dir, fs.as_ref())?;
         create_dir(dir, fs.as_ref())?;
         let lock_path = dir.join("lock");
         let lock = fs.lock(&lock_path).map_err(Error::io("lock", &lock_path))?;
@@ -452,7 +463,10 @@ fn read_marks(file: &dyn File, dir: &Path) -> Result<u64, Error> {
 
 /// Creates the data directory, durable with the folders above it that did not exist. Of one that is
 /// there only a host that was killed at its very first start may not have synced the name.
-fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
+///
+/// # Errors
+/// When the disk refuses.
+pub fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
     let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && fs.list(dir).is_err();
     let missing = dir.ancestors().take_while(is_missing).count();
     fs.create_dir_all(dir).map_err(Error::io("create", dir))?;
