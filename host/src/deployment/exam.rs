@@ -313,8 +313,8 @@ impl<'a> Exam<'a> {
 
 /// Reads all segments.
 fn read_files(dir: &Path, fs: &Arc<dyn FileSystem>, report: &mut Report, meter: &Meter) -> Files {
-    let listed = Files::list(&**fs, dir).unwrap_or_else(|e| {
-        report.unread.push(unread(&dir.join("segments"), e.to_string()));
+    let listed = Files::list(&**fs, dir).unwrap_or_else(|(place, e)| {
+        report.unread.push(unread(&place, e.to_string()));
         Default::default()
     });
     let checkpoints = list_folder(&**fs, dir, "checkpoints").unwrap_or_else(|e| {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::image::{Image, LogPartition};
 use super::recovery::SEGMENTS_DIR;
@@ -34,16 +34,20 @@ impl Files {
     /// Names below the folder of segments of the data directory `data`, and their lengths in bytes.
     ///
     /// # Errors
-    /// When a folder cannot be listed; what was not seen then is not known to be lost.
-    pub fn list(fs: &dyn FileSystem, data: &Path) -> io::Result<BTreeMap<String, u64>> {
+    /// When a folder cannot be listed, with its path; what was not seen then is not known to be lost.
+    pub fn list(
+        fs: &dyn FileSystem,
+        data: &Path,
+    ) -> Result<BTreeMap<String, u64>, (PathBuf, io::Error)> {
         let dir = data.join(SEGMENTS_DIR);
         let mut files = BTreeMap::new();
-        for folder in list_folder(fs, data, SEGMENTS_DIR)? {
+        for folder in list_folder(fs, data, SEGMENTS_DIR).map_err(|e| (dir.clone(), e))? {
             if !folder.is_dir {
                 files.insert(folder.name, folder.size_bytes);
                 continue;
             }
-            for file in fs.list(&dir.join(&folder.name))? {
+            let path = dir.join(&folder.name);
+            for file in fs.list(&path).map_err(|e| (path, e))? {
                 files.insert(format!("{}/{}", folder.name, file.name), file.size_bytes);
             }
         }
