@@ -234,27 +234,25 @@ impl<'a> Exam<'a> {
 
     fn check_segments(&mut self) {
         let faults = self.image.check_files(&self.files, &self.store());
-        let (listed, unlisted): (Vec<_>, Vec<_>) =
-            faults.into_iter().partition(|fault| fault.listed);
-        for FileFault { path, flaw, .. } in listed {
-            self.flaw(&self.dir.join(path), flaw, REPAIR);
+        let mut unnamed = Vec::new();
+        for FileFault { path, flaw, listed } in faults {
+            match flaw {
+                Flaw::Damage(problem) if !listed => unnamed.push((path, problem)),
+                // Also one that nothing names: it may be what a repair would take records from.
+                flaw => self.flaw(&self.dir.join(path), flaw, REPAIR),
+            }
         }
-        if !self.whole && !unlisted.is_empty() {
+        if !self.whole && !unnamed.is_empty() {
             let note = format!(
                 "{} segments are not in the copy of the head; a repair takes the records of producers from them",
-                unlisted.len()
+                unnamed.len()
             );
             self.report.notes.push(note);
         } else {
-            for FileFault { path, flaw, .. } in unlisted {
-                match flaw {
-                    Flaw::Damage(problem) => self
-                        .report
-                        .notes
-                        .push(format!("{path}: {problem}; the next start moves it to quarantine")),
-                    unread => self.flaw(&self.dir.join(path), unread, REPAIR),
-                }
-            }
+            let note = |(path, problem)| {
+                format!("{path}: {problem}; the next start moves it to quarantine")
+            };
+            self.report.notes.extend(unnamed.into_iter().map(note));
         }
     }
 
