@@ -187,7 +187,14 @@ impl Registry {
     /// When the directory cannot be used, is another host's, or is damaged.
     pub fn open(config: &Config, safe: bool, clock: SharedClock) -> Result<Self, Error> {
         let runtime = |compiled: &Path| Runtime::contained(compiled, &config.plugins);
-        Self::open_on(config, safe, clock, Arc::new(OsFileSystem), runtime)
+        let registry =
+            Self::open_on(config, safe, Arc::clone(&clock), Arc::new(OsFileSystem), runtime)?;
+        let patience = Duration::from_millis(config.storage.sync_timeout_ms);
+        let watched = registry.inner.log.watch(clock, patience);
+        watched.map(|()| registry).map_err(|e| {
+            let message = format!("cannot start a thread: {e}");
+            Error::new(Kind::Internal, "cannot_start", message)
+        })
     }
 
     /// The same on any disk, with the plugins' runtime that `runtime` makes, given a folder for what it

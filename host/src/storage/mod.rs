@@ -22,6 +22,7 @@ mod packed;
 mod repair;
 mod stopper;
 mod store;
+mod watch;
 
 pub use arrow_block::{claimed_bytes, read_batch};
 pub use arrow_file::{

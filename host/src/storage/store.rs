@@ -11,13 +11,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
 use super::fs::{File, FileSystem};
 use super::head::Head;
 use super::repair;
 use super::stopper::{Stop, StoppingFileSystem};
+use super::watch::Watch;
 use crate::clock::SharedClock;
 use crate::threads::{self, Bug, Mutex, RwLock};
 
@@ -85,7 +87,7 @@ pub enum Error {
     },
     /// The head ends before what was acknowledged.
     #[error(
-        "{dir} has lost commits: it ends at commit {found}, but {acknowledged} was acknowledged; `anabranch doctor --data {dir}` says what is lost and repairs, or restore a backup"
+        "{dir}/head has lost commits: it ends at commit {found}, but {acknowledged} was acknowledged; `anabranch doctor --data {dir}` says what is lost and repairs, or restore a backup"
     )]
     LostTail {
         /// The data directory.
@@ -171,6 +173,8 @@ pub struct Storage {
     /// The disk, which stops when this storage does, and the other way round.
     fs: Arc<dyn FileSystem>,
     stop: Arc<Stop>,
+    /// Once somebody waits for this storage.
+    watch: OnceLock<Watch>,
     /// Dropped last, so that the head is closed before another host may enter.
     _lock: Box<dyn Send + Sync>,
 }
@@ -239,6 +243,7 @@ impl Storage {
             high_water: Mutex::new(high_water),
             fs: Arc::clone(&fs),
             stop,
+            watch: OnceLock::new(),
             _lock: lock,
         };
         match format {
@@ -324,7 +329,8 @@ impl Storage {
         }
         let tip = sequence.to_le_bytes();
         changes.push((TIP_KEY.to_vec(), Some(frame::encode(TIP_KEY, Kind::Whole, sequence, &tip))));
-        self.head.apply(changes).map_err(|e| self.stopped(e))?;
+        let applied = self.in_time("write", || self.head.apply(changes));
+        applied.map_err(|e| self.stopped(e))?;
         state.sequence = sequence;
         Ok(sequence)
     }
@@ -334,9 +340,36 @@ impl Storage {
         self.check_running()?;
         let sequence = self.sequence();
         if !threads::has(Bug::LostFsync) {
-            self.head.sync().map_err(|e| self.stopped(e))?;
+            self.in_time("sync", || self.head.sync()).map_err(|e| self.stopped(e))?;
         }
         self.write_high_water(sequence).map_err(|e| self.stopped(e))
+    }
+
+    /// From now on the process ends when the head does not come back from a write or a sync within
+    /// `patience`.
+    ///
+    /// # Errors
+    /// When the machine gives no thread for it.
+    pub fn watch(&self, clock: SharedClock, patience: Duration) -> io::Result<()> {
+        let head = self.dir.join("head");
+        let watch = Watch::start(clock, patience, move |what| {
+            tracing::error!(
+                "a {what} of {} has not come back within {} ms: the host ends, as nobody knows what is on disk; check the disk, then start it again, or raise storage.sync_timeout_ms if the disk is that slow",
+                head.display(),
+                patience.as_millis()
+            );
+            std::process::exit(1);
+        })?;
+        // The first stays.
+        let _ = self.watch.set(watch);
+        Ok(())
+    }
+
+    fn in_time<T>(&self, what: &'static str, work: impl FnOnce() -> T) -> T {
+        match self.watch.get() {
+            Some(watch) => watch.during(what, work),
+            None => work(),
+        }
     }
 
     /// Syncs a last time. Dropping the storage without it loses nothing that was acknowledged.
@@ -364,7 +397,10 @@ impl Storage {
     /// First use of a directory. The file `format` comes last: without it nothing was acknowledged.
     fn create(&mut self, fs: &dyn FileSystem) -> Result<(), Error> {
         let segments = self.dir.join("segments");
-        let occupied = fs.list(&segments).is_ok_and(|entries| !entries.is_empty());
+        let occupied = match fs.list(&segments) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            listed => !listed.map_err(Error::io("list", &segments))?.is_empty(),
+        };
         if occupied {
             let detail = "segments are there, but the file named format is not".to_owned();
             return Err(Error::Format { dir: self.dir.clone(), detail });
@@ -661,6 +697,76 @@ mod tests {
         drop(storage);
         let error = open(dir.path()).err().unwrap();
         assert!(matches!(error, Error::LostTail { found: 2, acknowledged: 9, .. }), "{error}");
+    }
+
+    /// A head of several of sled's segments, in which a bit flips: whoever opens it finds an error, or all
+    /// of it. sled takes such a bit for the end of its log, or panics; the high-water mark tells.
+    #[test]
+    fn a_flipped_bit_anywhere_in_a_long_head_hides_no_key() {
+        const SEED: u64 = 3;
+        let mut random = crate::threads::scheduler::Random(SEED);
+        let (dir, mut keys) = (tempfile::tempdir().unwrap(), BTreeMap::new());
+        let storage = open(dir.path()).unwrap();
+        for commit in 0..4_000 {
+            let mut batch = WriteBatch::default();
+            for _ in 0..8 {
+                let key = format!("d{}", random.below(9_000)).into_bytes();
+                if random.one_in(8) {
+                    keys.remove(&key);
+                    batch.delete(key);
+                } else {
+                    let value = vec![random.draw() as u8; random.below(1_500) as usize];
+                    keys.insert(key.clone(), value.clone());
+                    batch.put(key, value);
+                }
+            }
+            storage.apply(batch).unwrap();
+            if commit % 10 == 0 {
+                storage.sync().unwrap();
+            }
+        }
+        storage.close().unwrap();
+        let bytes = std::fs::read(dir.path().join("head/db")).unwrap();
+        assert!(bytes.len() > 16 << 20, "{} bytes are too few segments", bytes.len());
+        let everything = |storage: &Storage| {
+            let mut found = BTreeMap::new();
+            storage.scan(b"d", |key, value| drop(found.insert(key.to_vec(), value)))?;
+            Ok::<_, Error>(found)
+        };
+        let copy = |with: &[u8]| {
+            let to = tempfile::tempdir().unwrap();
+            std::fs::create_dir(to.path().join("head")).unwrap();
+            for entry in std::fs::read_dir(dir.path().join("head")).unwrap() {
+                let name = entry.unwrap().file_name();
+                let from = dir.path().join("head").join(&name);
+                if from.is_file() && name != "db" {
+                    std::fs::copy(from, to.path().join("head").join(name)).unwrap();
+                }
+            }
+            for name in ["format", "high-water"] {
+                std::fs::copy(dir.path().join(name), to.path().join(name)).unwrap();
+            }
+            std::fs::write(to.path().join("head/db"), with).unwrap();
+            to
+        };
+        let whole = copy(&bytes);
+        assert!(everything(&open(whole.path()).unwrap()).unwrap() == keys);
+        let (mut noticed, mut harmless) = (0, 0);
+        for flip in 0..30 {
+            let bit = random.below(bytes.len() as u64 * 8) as usize;
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let dir = copy(&bad);
+            match open(dir.path()).and_then(|storage| everything(&storage)) {
+                Ok(found) if found == keys => harmless += 1,
+                Ok(_) => panic!("seed {SEED}, flip {flip}: bit {bit} hid keys and nobody noticed"),
+                Err(error) => {
+                    assert!(error.to_string().contains("head"), "{error}");
+                    noticed += 1;
+                }
+            }
+        }
+        assert!(noticed > 0 && harmless > 0, "{noticed} noticed, {harmless} harmless");
     }
 
     #[test]

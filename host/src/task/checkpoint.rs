@@ -243,13 +243,18 @@ pub fn quarantine_checkpoints(env: &Environment, quarantine: &Path) -> Result<us
         }
     });
     scanned.map_err(|e| e.to_string())?;
-    let entries = env.file_system.list(&env.checkpoint_dir).map_err(|e| e.to_string())?;
+    let failed = |what: &'static str, path: &Path| {
+        let path = path.display().to_string();
+        move |e: std::io::Error| format!("cannot {what} {path}: {e}; check the disk")
+    };
+    let dir = &env.checkpoint_dir;
+    let entries = env.file_system.list(dir).map_err(failed("list", dir))?;
     let unknown = entries.into_iter().filter(|e| !e.is_dir && !known.contains(&e.name));
     let mut moved = 0;
     for entry in unknown {
-        let from = env.checkpoint_dir.join(&entry.name);
-        env.file_system.create_dir_all(quarantine).map_err(|e| e.to_string())?;
-        env.file_system.rename(&from, &quarantine.join(&entry.name)).map_err(|e| e.to_string())?;
+        let (from, to) = (dir.join(&entry.name), quarantine.join(&entry.name));
+        env.file_system.create_dir_all(quarantine).map_err(failed("create", quarantine))?;
+        env.file_system.rename(&from, &to).map_err(failed("move", &from))?;
         tracing::warn!("{} is no checkpoint that is known: moved to quarantine", from.display());
         moved += 1;
     }
