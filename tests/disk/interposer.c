@@ -4,7 +4,9 @@
  * DISK_ROOT   the directory; DISK_NAME the one entry of it that counts, with all below, and the root itself
  * DISK_LOG    where to record; each entry is appended with one write, so its length is a position in time
  * DISK_FAIL   N:ERRNO:HOW  the Nth operation that can fail so does: "once", "on" (and all after it), or
- *             "short" (half of a write is done). With ENOSPC only operations count that may need space.
+ *             "short" (half of a write is done), or "hang" (a sync of a file named db never comes back).
+ *             With ENOSPC only operations count that may need space. Of the reads of a descriptor, and of
+ *             its writes, the first 16 count and then every 64th: copies are made of thousands.
  * DISK_TOLD   the file to which a failed operation is written, by name and path
  *
  * Invariant: operations other than syncs are made and recorded under one lock, so that the order of the
@@ -45,7 +47,7 @@ struct entry {
     uint32_t path_bytes, other_bytes;
 };
 
-struct file { uint64_t handle; char *path; };
+struct file { uint64_t handle; char *path; unsigned reads, writes; };
 
 #define MAX_FDS 65536
 static struct file files[MAX_FDS];
@@ -55,7 +57,7 @@ static char root[PATH_MAX], name[NAME_MAX + 1];
 static size_t root_bytes, name_bytes;
 static int log_fd = -1, told_fd = -1, fail_errno;
 static long fail_at, counted;
-static enum { ONCE, ON, SHORT } fail_how;
+static enum { ONCE, ON, SHORT, HANG } fail_how;
 
 __attribute__((constructor)) static void begin(void) {
     const char *text = getenv("DISK_ROOT");
@@ -67,7 +69,7 @@ __attribute__((constructor)) static void begin(void) {
     if ((text = getenv("DISK_TOLD"))) told_fd = syscall(SYS_openat, AT_FDCWD, text, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     char how[8] = "";
     if ((text = getenv("DISK_FAIL")) && sscanf(text, "%ld:%d:%7s", &fail_at, &fail_errno, how) == 3)
-        fail_how = !strcmp(how, "on") ? ON : !strcmp(how, "short") ? SHORT : ONCE;
+        fail_how = !strcmp(how, "on") ? ON : !strcmp(how, "short") ? SHORT : !strcmp(how, "hang") ? HANG : ONCE;
     /* From here on paths count. */
     root_bytes = strlen(root);
 }
@@ -108,12 +110,16 @@ static void record(enum kind kind, uint32_t flags, uint64_t handle, uint64_t off
     }
 }
 
+static int is_counted(unsigned *times) { return ++*times <= 16 || *times % 64 == 0; }
+
 /* Whether this operation fails; half of its length is done first if it is a write that comes short. */
-static int fails(enum effect effect, const char *what, const char *path) {
+static int fails_if(int is_counted, enum effect effect, const char *what, const char *path) {
     if (!fail_at || (fail_errno == ENOSPC && effect != GROWS)) return 0;
     if (fail_how == SHORT && strcmp(what, "write")) return 0;
-    counted++;
-    if (counted != fail_at && !(fail_how == ON && counted > fail_at)) return 0;
+    size_t length = strlen(path);
+    if (fail_how == HANG && (strcmp(what, "sync") || length < 3 || strcmp(path + length - 3, "/db"))) return 0;
+    counted += is_counted;
+    if (!(is_counted && counted == fail_at) && !(fail_how == ON && counted >= fail_at)) return 0;
     if (told_fd >= 0) {
         char line[PATH_MAX + 64];
         int bytes = snprintf(line, sizeof line, "%s %s\n", what, path);
@@ -122,6 +128,8 @@ static int fails(enum effect effect, const char *what, const char *path) {
     errno = fail_errno;
     return 1;
 }
+
+static int fails(enum effect effect, const char *what, const char *path) { return fails_if(1, effect, what, path); }
 
 static int opened(int at, const char *given, int flags, mode_t mode) {
     char buffer[PATH_MAX];
@@ -135,7 +143,7 @@ static int opened(int at, const char *given, int flags, mode_t mode) {
         fd = syscall(SYS_openat, at, given, flags, mode);
         if (fd >= 0 && fd < MAX_FDS) {
             free(files[fd].path);
-            files[fd] = (struct file){++handles, strdup(path)};
+            files[fd] = (struct file){.handle = ++handles, .path = strdup(path)};
             uint32_t how = (changes ? CREATE : 0) | (flags & O_TRUNC ? EMPTY : 0);
             record(OPEN, how, handles, getpid(), path, NULL, NULL, 0);
         }
@@ -194,7 +202,7 @@ static ssize_t written(int fd, const void *data, size_t length, off_t offset) {
     if (!file) return offset < 0 ? syscall(SYS_write, fd, data, length) : syscall(SYS_pwrite64, fd, data, length, offset);
     pthread_mutex_lock(&lock);
     ssize_t done = -1;
-    int failed = fails(GROWS, "write", file->path);
+    int failed = fails_if(is_counted(&file->writes), GROWS, "write", file->path);
     if (!failed || fail_how == SHORT) {
         if (failed) length = (length + 1) / 2;
         off_t at = offset;
@@ -225,7 +233,7 @@ static int read_fails(int fd) {
     struct file *file = fail_at ? file_of(fd) : NULL;
     if (!file) return 0;
     pthread_mutex_lock(&lock);
-    int failed = fails(READS, "read", file->path);
+    int failed = fails_if(is_counted(&file->reads), READS, "read", file->path);
     pthread_mutex_unlock(&lock);
     return failed;
 }
@@ -256,6 +264,7 @@ static int synced(int fd, int data_only) {
     int failed = fails(GROWS, "sync", file->path);
     if (!failed) record(SYNC_BEGIN, data_only, handle, 0, NULL, NULL, NULL, 0);
     pthread_mutex_unlock(&lock);
+    while (failed && fail_how == HANG) pause();
     if (failed) return -1;
     int result = syscall(call, fd);
     if (result) return result;

@@ -37,6 +37,9 @@ pub fn run() -> Result<()> {
     let mut powerloss = Command::new(std::env::current_exe()?);
     let few = ["powerloss", "--rounds", "2", "--images", "9", "--seed", "1"];
     steps.run("powerloss", powerloss.args(few))?;
+    let mut faults = Command::new(std::env::current_exe()?);
+    let few = ["faults", "--runs", "20", "--flips", "11", "--seed", "1"];
+    steps.run("faults", faults.args(few))?;
     // Tiny sizes: that everything runs, not how fast.
     let mut bench = Command::new(target().join("debug/anabranch"));
     steps.run("bench", bench.args(["bench", "--quick"]).current_dir(root()))?;

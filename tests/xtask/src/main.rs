@@ -21,7 +21,7 @@ const USAGE: &str = "\
 Usage: cargo xtask COMMAND
 
   demo          build host and plugins; stream January's flights; swap the plugin while they stream
-  test          format, lints, licences, documentation, guests, all tests, and 50 rounds of crash
+  test          format, lints, licences, documentation, guests, all tests, and some of crash, powerloss, faults
   crash         kill a host under load, round after round, and check all that it promised; --help says more
   powerloss     record what a host writes, rebuild what a loss of power may leave of it, and open that
   faults        have a host's disk fail at any operation and flip bits of its files; --help says more

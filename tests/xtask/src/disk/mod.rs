@@ -13,19 +13,46 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::check::BUILD_HOST;
+use crate::guests;
+
 pub use self::image::{Image, Policy};
 pub use self::model::{Disk, Sync};
 pub use self::recording::{Event, Position, Recording};
-use crate::steps::{Steps, root, target};
+use crate::steps::{Steps, cargo, root, target};
 
 /// The entry of a home that is recorded, with all below it.
 pub const DATA: &str = "data";
 
-/// Builds the interposer; its path.
+/// What a command needs that puts a disk of its own below hosts.
+pub struct Setting {
+    /// The interposer.
+    pub library: PathBuf,
+    /// What decides everything that is by lot.
+    pub seed: u64,
+    /// An empty folder.
+    pub dir: PathBuf,
+}
+
+/// Builds guests, host and interposer, unless they are, and makes a folder for the command `name`. Prints
+/// the seed, which is drawn if none is given.
 ///
 /// # Errors
-/// When there is no C compiler, or it refuses.
-pub fn build(steps: &mut Steps) -> Result<PathBuf> {
+/// When something cannot be built.
+pub fn set_up(name: &str, seed: Option<u64>) -> Result<Setting> {
+    let mut steps = Steps::default();
+    guests::build_in(&mut steps)?;
+    steps.run("host", &mut cargo(&BUILD_HOST))?;
+    let library = build(&mut steps)?;
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    println!("seed {seed}");
+    let dir = target().join(name).join(format!("seed-{seed}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir)?;
+    Ok(Setting { library, seed, dir })
+}
+
+/// Builds the interposer; its path. There must be a C compiler.
+fn build(steps: &mut Steps) -> Result<PathBuf> {
     let folder = target().join("disk");
     std::fs::create_dir_all(&folder)?;
     let library = folder.join("interposer.so");

@@ -88,9 +88,7 @@ fn flipped(base: &Base, dir: &Path, path: &str, bit: usize) -> Result<bool> {
         let place = path.strip_prefix(DATA).unwrap_or(path);
         // Some errors name the data directory, and the file in it by its name alone.
         let name = format!("file {}", place.trim_start_matches('/'));
-        // A head that ends early says so by its commits.
-        let head = place.starts_with("/head/")
-            && (words.contains("/head") || words.contains("lost commits"));
+        let head = place.starts_with("/head/") && words.contains("/head");
         let all = format!("{words}{}", said(dir)?);
         ensure!(
             head || all.contains(place) || all.contains(&name),

@@ -22,23 +22,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 
-use crate::check::BUILD_HOST;
 use crate::crash::host::{Home, Host, Start};
 use crate::crash::journal::Journal;
 use crate::crash::load::{Load, PADDING};
 use crate::crash::operator::Told;
 use crate::crash::plan::settings;
 use crate::crash::rounds::set_up;
-use crate::disk::{self, DATA, Image};
-use crate::guests;
-use crate::steps::{Steps, cargo, target};
+use crate::disk::{self, DATA, Image, Setting};
 
 /// What `cargo xtask faults` takes.
 pub const USAGE: &str = "\
 Usage: cargo xtask faults [--runs N | --all] [--flips M] [--seed S]
 
   --runs N    operations that fail, chosen by lot (20)
-  --all       the first, the second, the third … operation, in each way, until a run is clean
+  --all       the first, the second, the third … operation, in each way, until a run is clean: some
+              thousand runs, half a second each, as many at once as there are processors
   --flips M   bits that flip, by turns in each kind of file (30)
   --seed S    what decides operations and bits (drawn by lot and printed)";
 
@@ -85,25 +83,20 @@ struct Base {
 /// # Errors
 /// When something cannot be built or run, or a host did what it must not.
 pub fn run(options: Options) -> Result<()> {
-    let mut steps = Steps::default();
-    guests::build_in(&mut steps)?;
-    steps.run("host", &mut cargo(&BUILD_HOST))?;
-    let library = disk::build(&mut steps)?;
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-    println!("seed {seed}");
-    let dir = target().join("faults").join(format!("seed-{seed}-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    let base = Base::make(&dir.join("base"), &mut Rng::with_seed(seed))?;
+    let setting = disk::set_up("faults", options.seed)?;
+    let Setting { seed, dir, .. } = &setting;
+    let base = Base::make(&dir.join("base"), &mut Rng::with_seed(*seed))?;
     let began = Instant::now();
     let told = match options.all {
-        true => nth::all(&base, &library, &dir, seed)?,
-        false => nth::some(&base, &library, &dir, seed, options.runs)?,
+        true => nth::all(&base, &setting)?,
+        false => nth::some(&base, &setting, options.runs)?,
     };
     println!("{told}, in {:.1} s", began.elapsed().as_secs_f64());
+    println!("{}", nth::hang(&base, &setting)?);
     let began = Instant::now();
-    let told = flips::run(&base, &dir, seed, options.flips)?;
+    let told = flips::run(&base, dir, *seed, options.flips)?;
     println!("{told}, in {:.1} s", began.elapsed().as_secs_f64());
-    std::fs::remove_dir_all(&dir)?;
+    std::fs::remove_dir_all(dir)?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,7 +16,7 @@ use crate::crash::inspect::Inspector;
 use crate::crash::journal::Journal;
 use crate::crash::load::{PADDING, produce_one};
 use crate::crash::operator::DEPLOYMENTS;
-use crate::disk::{self, DATA};
+use crate::disk::{self, DATA, Setting};
 
 /// Ways to fail: what the interposer is told, and what they are called.
 const WAYS: [(&str, &str); 5] = [
@@ -30,34 +31,74 @@ const REQUESTS: usize = 25;
 /// No run has so many operations.
 const MOST: u64 = 100_000;
 /// About as many operations as a run has.
-const USUAL: f64 = 600.0;
+const USUAL: f64 = 400.0;
 /// How long one request may take before the host is said to hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Fails operations by lot, early ones more often.
-pub fn some(base: &Base, library: &Path, dir: &Path, seed: u64, runs: u64) -> Result<String> {
-    let mut random = Rng::with_seed(seed ^ 0xfa17);
+pub fn some(base: &Base, setting: &Setting, runs: u64) -> Result<String> {
+    let mut random = Rng::with_seed(setting.seed ^ 0xfa17);
     let mut tally = Tally::default();
     for run in 0..runs {
         let way = WAYS[run as usize % WAYS.len()];
         let n = USUAL.powf(random.f64()).ceil() as u64;
-        tally.run(base, library, dir, seed, n, way)?;
+        tally.run(base, setting, "home", n, way)?;
     }
     Ok(tally.tell())
 }
 
+/// A sync that never comes back ends the host, which says so, and takes nothing along.
+pub fn hang(base: &Base, setting: &Setting) -> Result<String> {
+    // Some sync of a commit; those of the start are before it.
+    const SYNC: u64 = 12;
+    let dir = setting.dir.join("home");
+    fresh_home(&base.image, &dir)?;
+    let mut settings = base.settings.clone();
+    settings.extend(disk::below(&setting.library, &dir));
+    settings.push(("DISK_FAIL", format!("{SYNC}:5:hang")));
+    settings.push(("ANABRANCH_STORAGE_SYNC_TIMEOUT_MS", "1000".to_owned()));
+    let journal = base.journal.as_of(u64::MAX);
+    let Start::Ready(host) = Home::new(&dir, settings).start()? else {
+        bail!("a host whose disk does not hang yet does not start; see {}", dir.display())
+    };
+    let mut random = Rng::with_seed(setting.seed);
+    let asked = || produce_one(&host.client, &journal, &mut random, PADDING);
+    let answers = std::iter::repeat_with(asked).take(10 * REQUESTS);
+    let answered = answers.take_while(|answer| answer.is_ok()).count();
+    ensure!(answered < 10 * REQUESTS, "all requests were answered: no sync hung");
+    let end = host.end_within(PATIENCE)?.describe();
+    ensure!(end.contains("has not come back within 1000 ms"), "{end}");
+    after(base, &dir, &journal).context("after a sync had hung")?;
+    Ok(format!("a sync that hung ended the host after {answered} requests; everything is there"))
+}
+
 /// Fails the first, the second, the third … operation, in each way, until a run is clean.
-pub fn all(base: &Base, library: &Path, dir: &Path, seed: u64) -> Result<String> {
-    let mut tally = Tally::default();
-    for way in WAYS {
-        for n in 1..MOST {
-            if !tally.run(base, library, dir, seed, n, way)? {
-                println!("{}: {} operations", way.1, n - 1);
-                break;
+pub fn all(base: &Base, setting: &Setting) -> Result<String> {
+    let (ways, tallies) = (Mutex::new(WAYS.into_iter().enumerate()), Mutex::new(Vec::new()));
+    let next = || ways.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || -> Result<()> {
+        while let Some((number, way)) = next() {
+            let (mut tally, home, mut n) = (Tally::default(), format!("home-{number}"), 1);
+            while tally.run(base, setting, &home, n, way)? {
+                n += 1;
+                ensure!(n < MOST, "{}: a run does not come to its end", way.1);
             }
+            println!("{}: {} operations", way.1, n - 1);
+            tallies.lock().unwrap_or_else(PoisonError::into_inner).push(tally);
         }
-    }
-    Ok(tally.tell())
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended
+            .collect::<Vec<_>>()
+            .into_iter()
+            .try_for_each(|ended| ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })?;
+    let tallies = tallies.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(tallies.into_iter().fold(Tally::default(), Tally::with).tell())
 }
 
 /// What came of the runs.
@@ -85,15 +126,14 @@ impl Tally {
     fn run(
         &mut self,
         base: &Base,
-        library: &Path,
-        dir: &Path,
-        seed: u64,
+        setting: &Setting,
+        home: &str,
         n: u64,
         (way, name): (&str, &str),
     ) -> Result<bool> {
-        let home = dir.join("home");
-        let outcome = run(base, library, &home, n, way).with_context(|| {
-            format!("seed {seed}, operation {n}, {name}; kept in {}", home.display())
+        let home = setting.dir.join(home);
+        let outcome = run(base, &setting.library, &home, n, way).with_context(|| {
+            format!("seed {}, operation {n}, {name}; kept in {}", setting.seed, home.display())
         })?;
         self.runs += 1;
         self.refused += u64::from(!outcome.refused.is_empty());
@@ -104,6 +144,18 @@ impl Tally {
         };
         *self.failed.entry(what).or_default() += 1;
         Ok(true)
+    }
+
+    /// Both together.
+    fn with(mut self, other: Self) -> Self {
+        self.runs += other.runs;
+        self.clean += other.clean;
+        self.refused += other.refused;
+        self.ended += other.ended;
+        for (what, n) in other.failed {
+            *self.failed.entry(what).or_default() += n;
+        }
+        self
     }
 
     fn tell(&self) -> String {
@@ -168,8 +220,10 @@ fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Out
     Ok(outcome)
 }
 
-/// Whether an error names the file, or the folder in which it is; sled's files are the head.
+/// Whether an error names the file, or the folder in which it is; sled's files are the head, also those
+/// that were opened while it was a copy.
 fn names(words: &str, path: &str) -> bool {
+    let path = path.replace("/head.copy", "/head");
     let path = path.trim_end_matches(".tmp").trim_end_matches(".generating");
     let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
     words.contains(&format!("/{file}")) || (folder != DATA && words.contains(&format!("/{folder}")))

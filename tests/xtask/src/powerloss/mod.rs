@@ -25,11 +25,8 @@ use fastrand::Rng;
 
 use self::check::{Checker, Verdict};
 use self::lifetime::{Known, Lifetime};
-use crate::check::BUILD_HOST;
 use crate::crash::plan::settings;
-use crate::disk::{self, Disk, Image, Policy, Recording};
-use crate::guests;
-use crate::steps::{Steps, cargo, target};
+use crate::disk::{self, Disk, Image, Policy, Recording, Setting};
 
 /// What `cargo xtask powerloss` takes.
 pub const USAGE: &str = "\
@@ -70,14 +67,7 @@ impl Options {
 /// When something cannot be built or run, when an image lacks what was acknowledged, or when a missing
 /// sync goes unnoticed.
 pub fn run(options: Options) -> Result<()> {
-    let mut steps = Steps::default();
-    guests::build_in(&mut steps)?;
-    steps.run("host", &mut cargo(&BUILD_HOST))?;
-    let library = disk::build(&mut steps)?;
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
-    println!("seed {seed}");
-    let dir = target().join("powerloss").join(format!("seed-{seed}-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
+    let Setting { library, seed, dir } = disk::set_up("powerloss", options.seed)?;
     let mut known = Known::default();
     let mut base: Option<Image> = None;
     for round in 1..=options.rounds {
