@@ -2,13 +2,14 @@
 //! both generations are exact.
 
 use std::collections::BTreeMap;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Host, seed, wait_until};
+use crate::support::{Client, Host, anabranch, seed, wait_until};
 
 /// The order-dependent number that the tally keeps, computed plainly.
 pub fn tally(order: u64, input: u64, offset: u64) -> u64 {
@@ -333,7 +334,7 @@ fn a_candidate_begins_where_it_is_told() {
 
 #[test]
 fn a_lease_waits_for_those_who_still_read() {
-    let host = Host::start();
+    let mut host = Host::start();
     host.partitions("in", 1);
     deploy(&host, "up", &["in"], &json!({ "swap": { "warm_lease": "0s" } }));
     deploy(&host, "down", &["up-out"], &json!({}));
@@ -345,11 +346,22 @@ fn a_lease_waits_for_those_who_still_read() {
     swap(&host, "up", &json!({}));
     host.wait_live("up", 2);
     std::thread::sleep(Duration::from_millis(1_500));
-    let phase = || host.status("up")["generations"][0]["phase"].clone();
-    assert_eq!(phase(), "warm", "100 records of it are not read yet");
+    let phase = |host: &Host| host.status("up")["generations"][0]["phase"].clone();
+    assert_eq!(phase(&host), "warm", "100 records of it are not read yet");
+    // Also while nothing runs that could say where it stands.
+    host.stop();
+    let mut safe = anabranch();
+    safe.args(["serve", "--safe", "--listen", "127.0.0.1:0", "--data"]).arg(host.data());
+    let mut safe = safe.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert!(safe.try_wait().unwrap().is_none(), "it serves");
+    safe.kill().unwrap();
+    safe.wait().unwrap();
+    let host = host.restart_stopped(&[]);
+    assert_eq!(phase(&host), "warm");
     host.post("/v1/deployments/down/resume", &json!({})).ok();
     host.wait_processed("down", 1, 300);
-    wait_until("the lease ends", || phase() == "retired");
+    wait_until("the lease ends", || phase(&host) == "retired");
     host.append("in", &records(&mut fastrand::Rng::with_seed(3), 50));
     host.wait_processed("down", 1, 350);
 }

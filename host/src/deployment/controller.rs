@@ -203,6 +203,11 @@ impl Registry {
             let state = deployment.state.lock();
             let inputs = &state.record.spec.inputs;
             let Some(input) = inputs.iter().position(|input| input == name) else { return false };
+            // Where one stands that does not run, for want of its plugin or in safe mode, is not known here.
+            let runs = |g: &super::record::GenerationRecord| state.running.contains_key(&g.number);
+            if !state.record.generations.iter().filter(|g| g.phase.runs()).all(runs) {
+                return true;
+            }
             let tasks = state.running.values().flat_map(|running| &running.tasks);
             tasks.into_iter().any(|task| {
                 let (at, p) = (task.positions()[input], task.partition.0 as usize);
