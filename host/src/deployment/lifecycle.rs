@@ -53,19 +53,17 @@ impl Registry {
     /// tries again.
     fn start_or_note(&self, deployment: &Deployment) {
         let mut state = deployment.state.lock();
-        let live = state.record.live;
         // What failed before may not fail again; in the catalogue it stays until it is settled.
-        let clear = |state: &mut DeploymentState, failure| {
-            if let Some(generation) = state.record.generation_mut(live) {
-                generation.failure = failure;
-            }
-        };
-        clear(&mut state, None);
+        let generations = state.record.generations.iter_mut();
+        generations.filter(|g| g.phase.runs()).for_each(|generation| generation.failure = None);
         if !self.inner.safe
             && let Err(error) = self.start_running(&mut state)
         {
             tracing::error!(deployment = %state.record.name(), "cannot start: {error}");
-            clear(&mut state, Some(error.to_string()));
+            let live = state.record.live;
+            if let Some(generation) = state.record.generation_mut(live) {
+                generation.failure = Some(error.to_string());
+            }
         }
         self.inner.attention.raise(state.record.id);
     }
