@@ -4,13 +4,14 @@ use anyhow::{Context as _, Result, bail};
 
 /// How to use the command.
 pub const USAGE: &str = "\
-Usage: cargo xtask bench-peers [--json] [--quick] [--job JOB]... [--system SYSTEM]... [--records N]
+Usage: cargo xtask bench-peers [--json] [--quick] [--job JOB]... [--system SYSTEM]... [--records N] [--rounds N]
 
   --json     print one JSON document
   --quick    a million records, one run of each: shows that it works, measures little
   --job      pass-through, filter, json-map, count-100k, count-100k-rocksdb (all)
   --system   anabranch, kafka-streams, flink, bytewax, fluvio-smartengine, native (all)
-  --records  records that the systems on Kafka replay (20000000)";
+  --records  records that the systems on Kafka replay (20000000)
+  --rounds   rounds over all jobs and systems, as far as half an hour lasts (3)";
 
 /// What is done with the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,8 +110,8 @@ impl System {
 pub struct Arguments {
     /// One JSON document instead of a table.
     pub json: bool,
-    /// Few records, one run.
-    pub quick: bool,
+    /// Rounds over all jobs and systems, at most.
+    pub rounds: usize,
     /// The jobs.
     pub jobs: Vec<Job>,
     /// The systems.
@@ -125,7 +126,7 @@ impl Arguments {
     /// # Errors
     /// The first thing that is not understood, with what there is instead.
     pub fn parse(words: &[&str]) -> Result<Self> {
-        let (mut json, mut quick, mut records) = (false, false, None);
+        let (mut json, mut quick, mut records, mut rounds) = (false, false, None, None);
         let (mut jobs, mut systems) = (Vec::new(), Vec::new());
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -143,6 +144,12 @@ impl Arguments {
                         .with_context(|| format!("--records {value}: from 100000 to 100000000"));
                     records = Some(number?);
                 }
+                "--rounds" => {
+                    let value = value()?;
+                    let number = value.parse().ok().filter(|n| (1..=100).contains(n));
+                    let number = number.with_context(|| format!("--rounds {value}: from 1 to 100"));
+                    rounds = Some(number?);
+                }
                 _ => bail!("bench-peers has no {word}\n{USAGE}"),
             }
         }
@@ -153,7 +160,8 @@ impl Arguments {
         let asked = |system: &System| all || systems.contains(system);
         let systems = System::ALL.into_iter().filter(asked).collect();
         let records = records.unwrap_or(if quick { 1_000_000 } else { 20_000_000 });
-        Ok(Self { json, quick, jobs, systems, records })
+        let rounds = rounds.unwrap_or(if quick { 1 } else { 3 });
+        Ok(Self { json, rounds, jobs, systems, records })
     }
 }
 
@@ -175,7 +183,7 @@ mod tests {
             ["--json", "--job", "count-100k", "--job", "filter", "--system", "flink", "--quick"];
         let some = Arguments::parse(&some).unwrap();
         assert_eq!((some.jobs, some.systems), (vec![Job::Filter, Job::Count], vec![System::Flink]));
-        assert!(some.json && some.quick && some.records == 1_000_000);
+        assert!(some.json && (some.rounds, some.records) == (1, 1_000_000));
     }
 
     #[test]

@@ -15,9 +15,6 @@ use super::local::{Bytewax, Fluvio, Native};
 use super::report::{Row, json, text};
 use crate::steps::target;
 
-/// Runs of each at most.
-const ROUNDS: usize = 3;
-
 /// After this long nothing more is begun that would take it beyond.
 const BUDGET: Duration = Duration::from_secs(30 * 60);
 
@@ -129,7 +126,7 @@ fn measure(shop: &Shop, arguments: &Arguments) -> Result<Vec<Row>> {
     }
     let first = rows.len();
     rows.extend(plan.iter().map(|(system, job, _)| Row::new(*system, *job, Vec::new())));
-    for round in 0..if arguments.quick { 1 } else { ROUNDS } {
+    for round in 0..arguments.rounds {
         for (at, (system, job, took)) in plan.iter_mut().enumerate() {
             if round > 0 && started.elapsed() + *took > BUDGET {
                 continue;
