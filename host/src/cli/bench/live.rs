@@ -134,13 +134,11 @@ impl Bench<'_> {
             };
             let goal = (5.0 * swaps.sync_ms).max(20.0);
             let longest = |gaps: &[f64]| gaps.iter().copied().fold(0.0, f64::max);
-            // The longest of as many spans of the same length on either side: a disk has its moods.
-            let with = longest(&swaps.follower).max(longest(&swaps.producer));
-            let excess = with - longest(&swaps.without_ms);
+            let excess = longest(&swaps.follower).max(longest(&swaps.producer)) - swaps.without_ms;
             typical.push(median(&swaps.follower).max(median(&swaps.producer)));
             row("longest gap, follower", swaps.follower);
             row("longest gap, producer", swaps.producer);
-            row("longest gap without a swap", swaps.without_ms);
+            row("longest gap without a swap", swaps.without);
             row("pause", swaps.pauses);
             row("fdatasync", vec![swaps.sync_ms]);
             let what = format!("{name}/excess gap");
@@ -194,9 +192,11 @@ impl Bench<'_> {
             starts.map(|from| longest_gap_ms(seen, from, from + window)).collect()
         };
         let (follower, producer) = (around(&followed), around(&acknowledged));
-        let without = quiet(&followed).into_iter().zip(quiet(&acknowledged));
-        let without_ms = without.map(|(followed, produced)| f64::max(followed, produced)).collect();
-        Ok(Swaps { follower, producer, without_ms, pauses, sync_ms })
+        let (quiet_follower, quiet_producer) = (quiet(&followed), quiet(&acknowledged));
+        let without_ms = median(&quiet_follower).max(median(&quiet_producer));
+        let without = quiet_follower.into_iter().zip(quiet_producer);
+        let without = without.map(|(followed, produced)| f64::max(followed, produced)).collect();
+        Ok(Swaps { follower, producer, without, without_ms, pauses, sync_ms })
     }
 
     /// Asks for a swap, again while the host is still busy with the end of the one before.
@@ -257,7 +257,10 @@ impl Bench<'_> {
 struct Swaps {
     follower: Vec<f64>,
     producer: Vec<f64>,
-    without_ms: Vec<f64>,
+    /// Of each span without a swap, a follower's or a producer's, whichever is longer.
+    without: Vec<f64>,
+    /// What the longest is compared with: the median of spans without a swap.
+    without_ms: f64,
     pauses: Vec<f64>,
     sync_ms: f64,
 }
