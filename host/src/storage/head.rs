@@ -50,6 +50,8 @@ pub struct SledHead {
     dir: PathBuf,
     /// Whether it was synced since it was opened.
     is_confirmed: AtomicBool,
+    /// Whether it did not do what it was told.
+    has_failed: AtomicBool,
 }
 
 impl SledHead {
@@ -59,8 +61,8 @@ impl SledHead {
         let db_path = dir.join("db");
         let db_file = std::fs::OpenOptions::new().read(true).write(true).open(&db_path);
         let db_file = db_file.map_err(Error::io("open", &db_path))?;
-        let (dir, is_confirmed) = (dir.to_owned(), AtomicBool::new(false));
-        Ok(Self { db: Some(db), db_file, dir, is_confirmed })
+        let (is_confirmed, has_failed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self { db: Some(db), db_file, dir: dir.to_owned(), is_confirmed, has_failed })
     }
 
     fn db(&self) -> &sled::Db {
@@ -69,6 +71,22 @@ impl SledHead {
 
     fn refused(&self, what: &'static str) -> impl Fn(sled::Error) -> Error {
         move |error| sled_error(what, &self.dir, error)
+    }
+
+    fn changed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        result.inspect_err(|_| self.has_failed.store(true, Ordering::SeqCst))
+    }
+
+    fn flush(&self) -> Result<(), Error> {
+        guarded(&self.dir, || self.db().flush().map_err(self.refused("write")))?;
+        if !is_left_out("head-sync") {
+            self.db_file.sync_data().map_err(Error::io("sync", &self.dir.join("db")))?;
+        }
+        if !self.is_confirmed.load(Ordering::SeqCst) {
+            opening::confirm(&self.dir)?;
+            self.is_confirmed.store(true, Ordering::SeqCst);
+        }
+        Ok(())
     }
 }
 
@@ -95,28 +113,29 @@ impl Head for SledHead {
                 None => batch.remove(key),
             }
         }
-        guarded(&self.dir, || self.db().apply_batch(batch).map_err(self.refused("write")))
+        let apply = || self.db().apply_batch(batch).map_err(self.refused("write"));
+        self.changed(guarded(&self.dir, apply))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        guarded(&self.dir, || self.db().flush().map_err(self.refused("write")))?;
-        if !is_left_out("head-sync") {
-            self.db_file.sync_data().map_err(Error::io("sync", &self.dir.join("db")))?;
-        }
-        if !self.is_confirmed.load(Ordering::SeqCst) {
-            opening::confirm(&self.dir)?;
-            self.is_confirmed.store(true, Ordering::SeqCst);
-        }
-        Ok(())
+        self.changed(self.flush())
     }
 }
 
 impl Drop for SledHead {
     fn drop(&mut self) {
-        let db = self.db.take();
+        let Some(db) = self.db.take() else { return };
+        // Nothing is made of a head in which not everything was found, or that refused something.
+        let is_sound =
+            self.is_confirmed.load(Ordering::SeqCst) && !self.has_failed.load(Ordering::SeqCst);
         // sled panics where it cannot sync at its end. What was acknowledged is durable.
         let ended = guarded(&self.dir, || {
+            let is_rewritten = is_sound && opening::rewrite(&db, &self.dir)?;
             drop(db);
+            if is_rewritten {
+                opening::replace(&self.dir)?;
+                opening::confirm(&self.dir)?;
+            }
             Ok(())
         });
         if let Err(error) = ended {
