@@ -122,6 +122,9 @@ struct Applied {
 /// The body of the committer thread.
 pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
     let mut free_space = FreeSpace { checked: None, bytes: u64::MAX };
+    // All is there that was acknowledged, so the head as it was before this start is let go of. A failure
+    // stops the storage, which says so to every commit.
+    let _ = shared.storage.sync();
     loop {
         // Producers that outrun the sealer wait here, a group at a time. What it asks for is urgent.
         let full = shared.head_bytes() > STALL_HEADS * shared.config.head_bytes;

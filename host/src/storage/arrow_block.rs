@@ -9,7 +9,7 @@
 //! is read may be anything: sizes are checked before memory is asked for, arrays before they are used.
 
 use std::io::Read as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, make_array};
 use arrow_buffer::{BooleanBufferBuilder, Buffer};
@@ -21,7 +21,7 @@ use arrow_ipc::{
 use arrow_schema::{DataType, SchemaRef};
 use flatbuffers::FlatBufferBuilder;
 
-use super::packed;
+use super::{memory, packed};
 
 /// An lz4 frame of independent blocks of at most 64 KiB, without sums: magic, flags, size, and a sum of
 /// these two.
@@ -38,6 +38,13 @@ const MAX_RATIO: usize = 255;
 const ALIGNMENT: usize = 8;
 /// Precedes the length of a message.
 const CONTINUATION: [u8; 4] = [0xff; 4];
+
+/// Most writers that wait to be used, and the largest of them.
+const MOST_WRITERS: usize = 4;
+const MOST_WRITER_BYTES: usize = 8 << 20;
+
+/// Writers that nobody uses at the moment; of the whole process, as memory is.
+static WRITERS: Mutex<Vec<BlockWriter>> = Mutex::new(Vec::new());
 
 /// Writes messages; what it needs for one is used again for the next.
 #[derive(Default)]
@@ -64,6 +71,24 @@ pub struct Message<'a> {
 }
 
 impl BlockWriter {
+    /// One that was used before, if there is one.
+    pub fn take() -> Self {
+        WRITERS.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    /// For whoever takes one next.
+    pub fn give(self) {
+        let mut writers = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+        if writers.len() < MOST_WRITERS && self.body.capacity() <= MOST_WRITER_BYTES {
+            writers.push(self);
+        }
+    }
+
+    /// Lets go of all that nobody uses.
+    pub fn clear() {
+        drop(std::mem::take(&mut *WRITERS.lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+
     /// Makes one message of all rows of `parts`, batches of one schema.
     ///
     /// # Errors
@@ -480,7 +505,7 @@ fn decompress(
             Err(error) => Err(error.to_string()),
         };
     };
-    let mut bytes = packed::memory(length);
+    let mut bytes = memory::take(length);
     let mut at = 0;
     loop {
         blocks.push((at, frame.len() - rest.len()));

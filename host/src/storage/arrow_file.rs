@@ -23,13 +23,14 @@ use serde_json::Value;
 
 use super::arrow_block::{self, BlockWriter};
 use super::fs::{File, FileSystem};
+use super::{memory, packed};
 
 /// The key of the footer's custom metadata under which the index lies.
 pub const INDEX_KEY: &str = "anabranch";
 /// Ends the name of a file that is being written.
 pub const TEMPORARY_SUFFIX: &str = ".tmp";
 /// Bytes that are gathered before they are written.
-const WRITE_BYTES: usize = 1 << 20;
+const WRITE_BYTES: usize = 256 << 10;
 /// How a file begins, up to where its schema is aligned, and ends.
 const MAGIC_AT_BEGIN: &[u8] = b"ARROW1\0\0";
 const MAGIC: &[u8] = b"ARROW1";
@@ -163,7 +164,7 @@ impl ArrowFileWriter {
         })();
         begun.map_err(|e| failed(path, e))?;
         let (fs, path, schema) = (Arc::clone(fs), path.to_owned(), schema.clone());
-        let (writer, blocks, places) = (BlockWriter::default(), Vec::new(), Vec::new());
+        let (writer, blocks, places) = (BlockWriter::take(), Vec::new(), Vec::new());
         Ok(Self { fs, path, schema, sink: Some(sink), writer, blocks, places })
     }
 
@@ -194,6 +195,7 @@ impl ArrowFileWriter {
     /// [`ArrowFile::index_crc32c`] will say.
     pub fn finish(mut self, metadata: Value) -> Result<(u64, u32), ArrowFileError> {
         let Some(mut sink) = self.sink.take() else { return Ok((0, 0)) };
+        std::mem::take(&mut self.writer).give();
         let blocks = std::mem::take(&mut self.blocks);
         let index = Index { version: 1, metadata, blocks };
         let json = serde_json::to_string(&index).expect("an index has only string keys");
@@ -326,7 +328,8 @@ impl ArrowFile {
         let block = &self.blocks[index];
         let bad = |detail: &str| damaged(&self.path, &format!("block {index}: {detail}"));
         let length = usize::try_from(block.length).map_err(|_| bad("its length cannot be"))?;
-        let mut bytes = vec![0; length];
+        packed::sweep();
+        let mut bytes = memory::take(length);
         self.file.read_at(&mut bytes, block.offset).map_err(disk("read", &self.path))?;
         if crc32c::crc32c(&bytes) != block.crc32c {
             return Err(bad("its crc32c does not match"));

@@ -17,6 +17,7 @@ pub mod fuzz;
 mod head;
 mod head_copy;
 mod machine;
+mod memory;
 mod opening;
 mod packed;
 mod repair;
@@ -34,12 +35,18 @@ pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_head_copy};
 pub use machine::{available_memory_bytes, stand_back};
-pub use packed::release as release_read_memory;
 pub use repair::{
     Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,
     not_replaceable, remove_folder, replace_head, restoring,
 };
 pub use store::{Error, Storage, WriteBatch, create_dir};
+
+/// Gives back the memory that files are read into and written from: for whoever has read to the end.
+pub fn release_memory() {
+    packed::sweep();
+    memory::clear();
+    arrow_block::BlockWriter::clear();
+}
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.
 ///

@@ -4,24 +4,20 @@
 //! A plugin that passes records on, or changes their values and not their keys, gives back columns that
 //! lie in the very memory they were read into. Their lz4 blocks are copied from the file they came from.
 //!
-//! The memory of buffers that nobody holds any more is read into again: the kernel's work for fresh memory
-//! costs as much as decompressing.
-//!
 //! **Invariant:** a buffer that is remembered is held, so its memory is never another's; one that nobody
-//! else holds is forgotten at the next read.
+//! else holds is forgotten when the next block is read.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow_buffer::Buffer;
 
+use super::memory;
+
 /// Buffers below this are compressed again: to look for them costs more.
 const LEAST_BYTES: usize = 256 << 10;
 /// Most buffers that are remembered: those of a replay of four partitions, about.
 const MOST: usize = 32;
-
-/// Most buffers that are kept to be read into.
-const MOST_FREE: usize = 4;
 
 /// A buffer and the frame that holds it.
 pub struct Packed {
@@ -32,78 +28,39 @@ pub struct Packed {
     blocks: Vec<(usize, usize)>,
 }
 
-/// Buffers of read files.
-struct Memory {
-    /// Those in use.
-    read: Vec<Arc<Packed>>,
-    /// What others left.
-    free: Vec<Vec<u8>>,
-}
-
 /// Of the whole process, as memory is: histories that a simulation runs side by side share it, so it is no
 /// lock of theirs, and nobody waits while holding it.
-static MEMORY: Mutex<Memory> = Mutex::new(Memory { read: Vec::new(), free: Vec::new() });
+static READ: Mutex<Vec<Arc<Packed>>> = Mutex::new(Vec::new());
 
-fn all() -> MutexGuard<'static, Memory> {
+fn all() -> MutexGuard<'static, Vec<Arc<Packed>>> {
     // It is whole after a panic, too: only an allocation can fail on the way.
-    MEMORY.lock().unwrap_or_else(PoisonError::into_inner)
+    READ.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Memory for `length` bytes, whatever is in it.
-pub fn memory(length: usize) -> Vec<u8> {
-    let used = (length >= LEAST_BYTES).then(|| all().take(length)).flatten();
-    used.map_or_else(
-        || vec![0; length],
-        |mut bytes| {
-            bytes.resize(length, 0);
-            bytes
-        },
-    )
-}
-
-/// Gives back what nobody holds any more: for whoever has read to the end.
-pub fn release() {
-    let mut memory = all();
-    memory.sweep();
-    memory.free.clear();
-}
-
-impl Memory {
-    /// Moves what nobody else holds to what is free.
-    fn sweep(&mut self) {
-        let mut at = 0;
-        while let Some(packed) = self.read.get(at) {
-            if Arc::strong_count(packed) > 1 || packed.buffer.strong_count() > 1 {
-                at += 1;
-                continue;
-            }
-            let left = Arc::into_inner(self.read.swap_remove(at));
-            let left = left.and_then(|packed| packed.buffer.into_vec().ok());
-            self.free.extend(left.filter(|_| self.free.len() < MOST_FREE));
-        }
-    }
-
-    fn take(&mut self, length: usize) -> Option<Vec<u8>> {
-        self.sweep();
-        let fits = |bytes: &Vec<u8>| (length..2 * length).contains(&bytes.capacity());
-        let found = self.free.iter().position(fits);
-        found.map(|at| self.free.swap_remove(at))
+/// Forgets what nobody else holds, and gives back its memory.
+pub fn sweep() {
+    let is_held =
+        |packed: &mut Arc<Packed>| Arc::strong_count(packed) > 1 || packed.buffer.strong_count() > 1;
+    let left: Vec<_> = all().extract_if(.., |packed| !is_held(packed)).collect();
+    for packed in left.into_iter().filter_map(Arc::into_inner) {
+        packed.buffer.into_vec().into_iter().for_each(memory::give);
+        Arc::into_inner(packed.message).into_iter().for_each(memory::give);
     }
 }
 
 /// Remembers a buffer that was decompressed from `blocks` of `message`.
 pub fn remember(buffer: &Buffer, message: &Arc<Vec<u8>>, blocks: Vec<(usize, usize)>) {
-    let mut memory = all();
-    if buffer.len() >= LEAST_BYTES && memory.read.len() < MOST {
+    let mut read = all();
+    if buffer.len() >= LEAST_BYTES && read.len() < MOST {
         let (buffer, message) = (buffer.clone(), Arc::clone(message));
-        memory.read.push(Arc::new(Packed { buffer, message, blocks }));
+        read.push(Arc::new(Packed { buffer, message, blocks }));
     }
 }
 
 /// The buffer that `bytes` lie in, if it is remembered, and where in it they lie.
 pub fn find(bytes: &[u8]) -> Option<(Arc<Packed>, Range<usize>)> {
     let at = bytes.as_ptr().addr();
-    all().read.iter().find_map(|packed| {
+    all().iter().find_map(|packed| {
         let from = at.checked_sub(packed.buffer.as_ptr().addr())?;
         let to = from.checked_add(bytes.len())?;
         (to <= packed.buffer.len()).then(|| (Arc::clone(packed), from..to))

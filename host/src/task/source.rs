@@ -13,7 +13,7 @@ use super::pending::JournalEntry;
 use super::processor::Failure;
 use crate::log::{Executor, Log, Partition, PartitionReader, ReadError, TopicRead, TopicReader};
 use crate::plugin::{Input, Run};
-use crate::storage::release_read_memory;
+use crate::storage::release_memory;
 use crate::types::{Batch, LogId, Offset, PartitionId, concat_batches};
 
 use super::TaskSpec;
@@ -161,7 +161,7 @@ impl Source {
         for (input, topic) in self.inputs.iter_mut().zip(&spec.inputs) {
             input.reader = topic.partition(spec.partition).map(|p| p.reader());
         }
-        release_read_memory();
+        release_memory();
     }
 
     /// The next offset to be taken from each input.
