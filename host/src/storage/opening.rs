@@ -104,7 +104,8 @@ pub(super) fn confirm(head: &Path) -> Result<(), Error> {
 /// [`replace`] and [`confirm`] let it take the head's place.
 pub(super) fn rewrite(db: &sled::Db, head: &Path) -> Result<bool, Error> {
     let (copy, file) = (head.with_file_name(COPY), head.join("db"));
-    let file_bytes = std::fs::metadata(&file).map_err(Error::io("read the length of", &file))?.len();
+    let file_bytes =
+        std::fs::metadata(&file).map_err(Error::io("read the length of", &file))?.len();
     // Two segments are as little as sled takes.
     let is_smaller = |bytes: u64| 2 * (bytes + 2 * SEGMENT_BYTES as u64) <= file_bytes;
     if !is_smaller(0) {

@@ -39,8 +39,9 @@ fn all() -> MutexGuard<'static, Vec<Arc<Packed>>> {
 
 /// Forgets what nobody else holds, and gives back its memory.
 pub fn sweep() {
-    let is_held =
-        |packed: &mut Arc<Packed>| Arc::strong_count(packed) > 1 || packed.buffer.strong_count() > 1;
+    let is_held = |packed: &mut Arc<Packed>| {
+        Arc::strong_count(packed) > 1 || packed.buffer.strong_count() > 1
+    };
     let left: Vec<_> = all().extract_if(.., |packed| !is_held(packed)).collect();
     for packed in left.into_iter().filter_map(Arc::into_inner) {
         packed.buffer.into_vec().into_iter().for_each(memory::give);
