@@ -6,7 +6,8 @@
 
 use arrow_array::BinaryArray;
 
-use crate::types::{Batch, Headers};
+use super::imports::reason;
+use crate::types::{Batch, Headers, column_bytes};
 
 /// Consecutive records of a batch that come from one input partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,25 @@ pub struct CallOutput {
     pub metrics: Vec<MetricChange>,
     /// Fuel the call cost, host calls included.
     pub fuel_used: u64,
+}
+
+/// Bytes that a commit has for each record beside its key and value: time, source, position.
+const RECORD_BYTES: usize = 40;
+/// Bytes that a commit has for a dead letter beside its record and reason: the headers that say where it
+/// comes from.
+const DEAD_LETTER_BYTES: usize = 200;
+
+impl CallOutput {
+    /// What a commit has of it, about.
+    pub fn size_bytes(&self) -> usize {
+        let outputs = self.outputs.iter().map(|columns| {
+            let headers = columns.headers.as_ref().map_or(0, Headers::size_bytes);
+            let cells = column_bytes(&columns.keys) + column_bytes(&columns.values);
+            cells + headers + RECORD_BYTES * columns.len()
+        });
+        let rejections = self.rejections.iter().map(|(_, why)| DEAD_LETTER_BYTES + why.len());
+        outputs.sum::<usize>() + rejections.sum::<usize>()
+    }
 }
 
 /// Why state could not be read or written: not the guest's fault, passed on as it is.
@@ -231,8 +251,10 @@ pub enum CallError {
 }
 
 impl CallError {
-    pub(super) fn invalid(what: impl Into<String>) -> Self {
-        Self::Guest(Fault::Invalid(what.into()))
+    /// A breach of the contract; what a guest made is shown without what steers a terminal, and not at
+    /// any length.
+    pub(super) fn invalid(what: impl AsRef<str>) -> Self {
+        Self::Guest(Fault::Invalid(reason(what.as_ref())))
     }
 
     pub(super) fn limit(what: &'static str, name: &'static str, limit: u64) -> Self {

@@ -201,14 +201,21 @@ impl HostState {
         CallError::limit("units of fuel", name, limit)
     }
 
+    /// Charges for bytes that the host reads for the guest.
+    pub fn charge_bytes(&mut self, bytes: usize) -> std::result::Result<(), CallError> {
+        self.burn(bytes as u64 / BYTES_PER_FUEL)
+    }
+
+    fn burn(&mut self, fuel: u64) -> std::result::Result<(), CallError> {
+        self.call.fuel = self.call.fuel.saturating_add(fuel);
+        if self.call.fuel > self.fuel_limit.1 { Err(self.out_of_fuel()) } else { Ok(()) }
+    }
+
     fn charge(&mut self, keys: u64, bytes: u64) -> Result<()> {
         let fuel = FUEL_PER_HOST_CALL
             .saturating_add(keys.saturating_mul(FUEL_PER_KEY))
             .saturating_add(bytes / BYTES_PER_FUEL);
-        self.call.fuel = self.call.fuel.saturating_add(fuel);
-        if self.call.fuel > self.fuel_limit.1 {
-            return refuse(self.out_of_fuel());
-        }
+        self.burn(fuel)?;
         let limit = self.limits.host_calls_per_call;
         let calls = &mut self.call.host_calls;
         spend(calls, 1, "number of host calls", "host_calls_per_call", limit)
@@ -252,7 +259,10 @@ impl HostState {
     fn metric(&mut self, import: &str, name: String, change: Metric) -> Result<()> {
         self.charge(0, name.len() as u64)?;
         if !is_metric_name(&name) {
-            return broken(import, format_args!("{name:?} is not [a-z][a-z0-9_]{{0,63}}"));
+            return broken(
+                import,
+                format_args!("{:?} is not [a-z][a-z0-9_]{{0,63}}", shown(&name)),
+            );
         }
         let Some(known) = self.call.metrics.iter_mut().find(|metric| metric.name == name) else {
             let limit = self.limits.metrics_per_call;
@@ -337,6 +347,7 @@ impl state::Host for HostState {
         let found = stores.iter().position(|store| store.name == name);
         Ok(found.map(|i| i as u32).ok_or_else(|| {
             let names: Vec<_> = stores.iter().map(|store| store.name.as_str()).collect();
+            let name = shown(&name);
             format!("store {name:?} is not declared by describe, which names {names:?}")
         }))
     }
@@ -524,4 +535,12 @@ pub fn printable(text: &str) -> String {
 /// The same, cut to what an error or a rejection keeps.
 pub fn reason(text: &str) -> String {
     printable(&text[..text.floor_char_boundary(MAX_REASON_BYTES)])
+}
+
+/// The most letters of a name that a guest made up which are shown.
+const MAX_NAME_CHARS: usize = 120;
+
+/// A guest's name for something, to be told that it is none.
+pub fn shown(name: &str) -> String {
+    name.chars().take(MAX_NAME_CHARS).collect()
 }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use arrow_array::Array as _;
 use wasmtime::{Store, Trap};
 
 use super::call::{CallError, CallOutput, Fault, Input, Level, OutputColumns, Run, StateAccess};
@@ -178,7 +179,7 @@ pub(super) fn call_error(error: wasmtime::Error, host: &HostState) -> CallError 
             CallError::Guest(Fault::Trap { reason: format!("{trap}{said}") })
         }
         // What remains are values that cannot be lifted: bad pointers, bad UTF-8, too much of it.
-        None => CallError::invalid(reason(&format!("{error:#}"))),
+        None => CallError::invalid(format!("{error:#}")),
     }
 }
 
@@ -313,6 +314,9 @@ fn take_columns(
     })
 }
 
+/// Bytes that a header counts for beside its name and value, as in the log: empty ones are not free.
+pub(super) const HEADER_BYTES: usize = 8;
+
 /// What a call has returned so far.
 #[derive(Default)]
 pub(super) struct OutputBudget {
@@ -324,7 +328,8 @@ impl OutputBudget {
     /// Counts a whole output.
     pub fn spend(&mut self, columns: &OutputColumns, limits: &Limits) -> Result<(), CallError> {
         let headers = columns.headers.as_ref().map_or(0, |headers| {
-            headers.names().value_data().len() + headers.values().value_data().len()
+            let (names, values) = (headers.names(), headers.values());
+            HEADER_BYTES * names.len() + names.value_data().len() + values.value_data().len()
         });
         let bytes = column_bytes(&columns.keys) + column_bytes(&columns.values) + headers;
         self.add(columns.len(), bytes, limits)

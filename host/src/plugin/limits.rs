@@ -8,6 +8,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::call::CallError;
+
+/// The most that one call may add to a commit of the log, which holds 128 MiB: beside it there is room for
+/// what was gathered before.
+const MAX_COMMIT_BYTES: u64 = 96 << 20;
+
 /// Budgets of a plugin. A deployment sets any of them; the rest keep their defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,6 +36,10 @@ pub struct Limits {
     pub output_bytes_per_call: u64,
     /// Records that one call may return, over all outputs. 2^20, 256 for each record of a batch.
     pub output_records_per_call: u64,
+    /// Bytes of all that one call makes, as a commit has them: outputs, state changes and reasons of
+    /// rejections, and some tens for each. 96 MiB, its most, fits a commit with what was gathered before;
+    /// a batch that makes more is halved.
+    pub commit_bytes_per_call: u64,
     /// Bytes of one key. 64 KiB: keys are held in memory and in indexes.
     pub key_bytes: u64,
     /// Bytes of one value. 8 MiB: larger things belong in an object store, with a reference here.
@@ -71,6 +81,7 @@ impl Default for Limits {
             deadline_ms: 60_000,
             output_bytes_per_call: 64 * MIB,
             output_records_per_call: MIB,
+            commit_bytes_per_call: MAX_COMMIT_BYTES,
             key_bytes: 64 << 10,
             value_bytes: 8 * MIB,
             host_calls_per_call: MIB,
@@ -99,6 +110,7 @@ impl Limits {
             ("deadline_ms", self.deadline_ms, 100, 3_600_000),
             ("output_bytes_per_call", self.output_bytes_per_call, 1 << 10, GIB),
             ("output_records_per_call", self.output_records_per_call, 1, 1 << 24),
+            ("commit_bytes_per_call", self.commit_bytes_per_call, 1 << 10, MAX_COMMIT_BYTES),
             ("key_bytes", self.key_bytes, 16, 1 << 20),
             ("value_bytes", self.value_bytes, 16, GIB / 2),
             ("host_calls_per_call", self.host_calls_per_call, 1, 1 << 32),
@@ -121,9 +133,18 @@ impl Limits {
         }
     }
 
+    /// Whether what a call made fits a commit.
+    pub fn check_commit(&self, bytes: usize) -> Result<(), CallError> {
+        if bytes as u64 <= self.commit_bytes_per_call {
+            return Ok(());
+        }
+        let what = "bytes of outputs and state changes";
+        Err(CallError::limit(what, "commit_bytes_per_call", self.commit_bytes_per_call))
+    }
+
     /// The budgets under which a single record is judged: twice those of an ordinary call, so that a
     /// record is never condemned for what a fresh instance costs. Sizes of one key or value and the
-    /// shape of a scan's pages stay: results depend on them.
+    /// shape of a scan's pages stay: results depend on them; and so does the size of a commit.
     pub fn verdict(&self) -> Self {
         Self {
             memory_bytes: self.memory_bytes.saturating_mul(2),

@@ -4,7 +4,7 @@
 //! is that of just before the record, and headers are the record's own.
 
 use arrow_array::Array;
-use arrow_array::builder::BinaryBuilder;
+use arrow_array::builder::{ArrayBuilder as _, BinaryBuilder, StringBuilder};
 use arrow_buffer::OffsetBuffer;
 use wasmtime::Store;
 
@@ -12,7 +12,7 @@ use super::call::{CallError, CallOutput, Input, OutputColumns};
 use super::columns::EntryLimit;
 use super::contract::{HeaderParam, InputRecord, OutputRecord, RecordPlugin, Verdict};
 use super::imports::{HostState, reason};
-use super::instance::{OutputBudget, call_error, returned};
+use super::instance::{HEADER_BYTES, OutputBudget, call_error, returned};
 use super::limits::Limits;
 use crate::types::Headers;
 
@@ -25,7 +25,7 @@ struct Gathered {
     timestamps: Vec<Option<i64>>,
     partitions: Vec<Option<u32>>,
     header_ends: Vec<i32>,
-    header_names: Vec<String>,
+    header_names: StringBuilder,
     header_values: BinaryBuilder,
 }
 
@@ -61,6 +61,8 @@ pub fn process(
         };
         let verdict = plugin.call_process_record(&mut *store, record);
         let verdict = verdict.map_err(|error| call_error(error, store.data()))?;
+        // A guest can point to much with few instructions, and the host has read it all.
+        store.data_mut().charge_bytes(size_bytes(&verdict))?;
         match verdict.map_err(|text| returned(&text))? {
             Verdict::Rejected(text) => output.rejections.push((i as u32, reason(&text))),
             Verdict::Done(rows) => {
@@ -82,6 +84,21 @@ pub fn process(
     Ok(())
 }
 
+/// What the host has read of a guest's memory for it.
+fn size_bytes(verdict: &Result<Verdict, String>) -> usize {
+    let row = |row: &OutputRecord| {
+        let texts = row.headers.iter().map(|header| {
+            HEADER_BYTES + header.name.len() + header.value.as_ref().map_or(0, Vec::len)
+        });
+        let cells = [&row.key, &row.value].into_iter().flatten().map(Vec::len);
+        row.output.len() + texts.sum::<usize>() + cells.sum::<usize>()
+    };
+    match verdict {
+        Ok(Verdict::Done(rows)) => rows.iter().map(row).sum(),
+        Ok(Verdict::Rejected(text)) | Err(text) => text.len(),
+    }
+}
+
 fn advance_stream_time(host: &mut HostState, timestamp_ms: i64) {
     if let Some(time) = &mut host.call.time {
         time.before_ms = time.before_ms.max(Some(timestamp_ms));
@@ -101,7 +118,7 @@ fn check_row(
     for header in &row.headers {
         checked = checked.and(EntryLimit::key(limits).check(header.name.len()));
         checked = checked.and(EntryLimit::value(limits).check(len(&header.value)));
-        headers += header.name.len() + len(&header.value);
+        headers += HEADER_BYTES + header.name.len() + len(&header.value);
     }
     checked.map_err(|what| CallError::invalid(format!("output {}: {what}", row.output)))?;
     budget.add(1, key + value + headers, limits)
@@ -115,11 +132,11 @@ impl Gathered {
         self.timestamps.push(row.timestamp);
         self.partitions.push(row.partition);
         for header in row.headers {
-            self.header_names.push(header.name);
+            self.header_names.append_value(header.name);
             self.header_values.append_option(header.value);
         }
         // The output budget keeps the number of headers far below 2^31.
-        self.header_ends.push(self.header_names.len() as i32);
+        self.header_ends.push(self.header_values.len() as i32);
     }
 
     fn finish(mut self, output: usize, input_timestamps: &[i64]) -> OutputColumns {
@@ -129,10 +146,10 @@ impl Gathered {
             times.map(|(own, &source)| own.unwrap_or(input_timestamps[source as usize])).collect()
         });
         let chosen = self.partitions.iter().any(Option::is_some);
-        let headers = (!self.header_names.is_empty()).then(|| {
+        let headers = (!self.header_values.is_empty()).then(|| {
             let ends: Vec<i32> = std::iter::once(0).chain(self.header_ends).collect();
-            let names = self.header_names.into();
-            Headers::new(OffsetBuffer::new(ends.into()), names, self.header_values.finish())
+            let (names, values) = (self.header_names.finish(), self.header_values.finish());
+            Headers::new(OffsetBuffer::new(ends.into()), names, values)
         });
         OutputColumns {
             output,

@@ -6,6 +6,7 @@ use hashbrown::HashMap;
 
 use super::own_keys::OwnKeys;
 use super::store::{NO_ROW, Page, PageLimit, StoreSet};
+use crate::types::column_bytes;
 
 type Bytes = Box<[u8]>;
 
@@ -50,7 +51,24 @@ const COLUMN_ROWS: usize = 64;
 /// Most puts of a call that are kept as columns.
 const MAX_COLUMNS: usize = 8;
 
+/// Bytes that a commit has for each change beside its key and value.
+const CHANGE_BYTES: usize = 20;
+
 impl CallChanges {
+    fn size_bytes(&self) -> usize {
+        let columns = self.columns.iter().map(|columns| {
+            let (keys, values) = match columns {
+                Columns::Keyed(keys, values) => (column_bytes(keys), values),
+                Columns::Own(_, values) => (self.own.size_bytes(), values),
+            };
+            keys + column_bytes(values) + CHANGE_BYTES * columns.len()
+        });
+        let entries = self.entries.iter().map(|(key, value)| {
+            CHANGE_BYTES + key.len() + value.as_ref().map_or(0, |value| value.len())
+        });
+        columns.sum::<usize>() + entries.sum::<usize>()
+    }
+
     /// All changes by key.
     fn entries(&mut self) -> &mut HashMap<Bytes, Option<Bytes>> {
         for columns in std::mem::take(&mut self.columns) {
@@ -105,6 +123,12 @@ impl Overlay {
     /// No changes, over `stores` stores.
     pub fn new(stores: usize) -> Self {
         Self { stores: (0..stores).map(|_| CallChanges::default()).collect() }
+    }
+
+    /// Bytes of the changes as a commit has them, at most: a key that was put more than once may count
+    /// as often.
+    pub fn size_bytes(&self) -> usize {
+        self.stores.iter().map(CallChanges::size_bytes).sum()
     }
 
     /// The value of each key, null where there is none, through these changes. Stops after the value

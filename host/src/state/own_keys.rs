@@ -22,6 +22,11 @@ impl OwnKeys {
         self.of_record(self.firsts[entry as usize] as usize)
     }
 
+    /// Bytes of the keys of all records.
+    pub fn size_bytes(&self) -> usize {
+        self.encoded.len()
+    }
+
     /// The key of a record, as the store has it.
     pub fn of_record(&self, record: usize) -> &[u8] {
         &self.encoded[self.starts[record] as usize..self.starts[record + 1] as usize]

@@ -83,17 +83,19 @@ impl Processor {
     }
 
     /// Processes `input`, in as many calls as it takes, and hands each part and its outcome to
-    /// `keep` in order, after the part's state changes were applied.
+    /// `keep` in order, after the part's state changes were applied. Ends with the part at which `keep`
+    /// says `false`, as no more may be gathered before a commit. Returns how many records it took.
     ///
     /// # Errors
     /// When the failure is not one record's: no instance, a deadline, or `keep` refuses.
     pub fn process(
         &mut self,
         input: Input,
-        mut keep: impl FnMut(&Input, Outcome) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+        mut keep: impl FnMut(&Input, Outcome) -> Result<bool, Failure>,
+    ) -> Result<usize, Failure> {
         let mut rest = vec![input];
         let mut stream_time = rest[0].stream_time_ms;
+        let mut taken = 0;
         let mut failed = false;
         while let Some(mut part) = rest.pop() {
             // Looking for the records at fault may take minutes, and nobody waits for them.
@@ -102,7 +104,7 @@ impl Processor {
                 return Err(Failure::Stopped);
             }
             part.stream_time_ms = stream_time;
-            match self.call(&part, &self.spec.limits.clone(), false)? {
+            let goes_on = match self.call(&part, &self.spec.limits.clone(), false)? {
                 Ok(output) => keep(&part, Outcome::Done(output))?,
                 Err(_) if part.batch.len() > 1 => {
                     failed = true;
@@ -115,11 +117,15 @@ impl Processor {
                     Ok(output) => keep(&part, Outcome::Done(output))?,
                     Err(reason) => keep(&part, Outcome::Poison(reason))?,
                 },
+            };
+            taken += part.batch.len();
+            if !goes_on {
+                break;
             }
             let highest = part.batch.records.timestamps.iter().max().copied();
             stream_time = stream_time.max(highest);
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// One call. Its state changes are applied if it succeeds; a guest's fault is the inner error.
@@ -150,7 +156,9 @@ impl Processor {
         let (result, _access) = instance.process(input, Box::new(access));
         let result = result.and_then(|output| match self.misplaced(&output) {
             Some(reason) => Err(CallError::Guest(Fault::Invalid(reason))),
-            None => Ok(output),
+            None => limits
+                .check_commit(output.size_bytes() + overlay.lock().size_bytes())
+                .map(|()| output),
         });
         let outcome = match result {
             Ok(mut output) => {

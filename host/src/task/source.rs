@@ -6,7 +6,7 @@
 //!
 //! **Invariant:** positions are topic offsets and never pass the bound that the caller gives.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::pending::JournalEntry;
@@ -286,4 +286,15 @@ pub fn slice_input(input: &Input, start: usize, len: usize) -> Input {
         }
     }
     Input { batch: input.batch.slice(start, len), runs, ..input.clone() }
+}
+
+/// The first record that `input` has of each input of the task.
+pub fn first_offsets(input: &Input) -> BTreeMap<usize, Offset> {
+    let mut firsts = BTreeMap::new();
+    let mut at = 0;
+    for run in &input.runs {
+        firsts.entry(run.input as usize).or_insert(Offset(input.batch.offsets[at]));
+        at += run.count as usize;
+    }
+    firsts
 }

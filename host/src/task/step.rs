@@ -14,7 +14,7 @@ use arrow_array::Array as _;
 use super::pending::{JournalEntry, Pending, Way, changelog_records};
 use super::processor::{Failure, Outcome, Processor};
 use super::shared::Working;
-use super::source::{BatchLimit, Bound, Source};
+use super::source::{BatchLimit, Bound, Source, first_offsets, slice_input};
 use super::{
     Cursor, Environment, OutputSpec, Poison, Role, RunState, Step, Stepped, TaskShared, TaskSpec,
     cursor_key,
@@ -84,6 +84,8 @@ enum Ending {
 struct Running {
     source: Source,
     processor: Processor,
+    /// What is left of a batch of which the first part made enough for a commit.
+    rest: Option<Input>,
     pending: Pending,
     /// The cursor after all that was processed, committed or not.
     cursor: Cursor,
@@ -125,6 +127,7 @@ impl Task {
         Ok(Running {
             source: Source::new(&self.spec, &cursor.inputs, self.ahead().as_ref()),
             processor: Processor::new(spec, shared, self.env.config.recycle_memory_bytes),
+            rest: None,
             pending: Pending::default(),
             cursor,
             sent: self.shared.cursor_bytes(),
@@ -246,7 +249,12 @@ impl Task {
 
     /// Commits what there is to commit; stands still once nothing is under way.
     fn stand_still(&mut self, busy: bool) -> Result<Stepped, Failure> {
-        let Some(running) = &self.running else { return Ok(Stepped::Done) };
+        let ahead = self.ahead();
+        let Some(running) = &mut self.running else { return Ok(Stepped::Done) };
+        // Whom it follows when it goes on, and so how far and in which order it reads, is not known yet.
+        if running.rest.take().is_some() {
+            running.source = Source::new(&self.spec, &running.cursor.inputs, ahead.as_ref());
+        }
         if busy {
             return Ok(Stepped::Wait);
         }
@@ -284,33 +292,34 @@ impl Task {
             bytes: self.env.config.batch_max_bytes,
         };
         let bound = Bound { to: &bound.0, journal: bound.1 };
-        let taken = running.source.next(&self.env.log, &bound, limit)?;
+        let stream_time_ms = running.cursor.stream_time_ms;
+        let input = match running.rest.take() {
+            Some(rest) => Some(Input { stream_time_ms, ..rest }),
+            None => {
+                let taken = running.source.next(&self.env.log, &bound, limit)?;
+                let seed = self.spec.seed;
+                taken.map(|(batch, runs)| Input { batch, runs, stream_time_ms, seed })
+            }
+        };
         if running.source.positions() != running.cursor.inputs {
             running.cursor.inputs = running.source.positions();
             running.pending.moved = true;
         }
-        Ok(taken.map(|(batch, runs)| Input {
-            batch,
-            runs,
-            stream_time_ms: running.cursor.stream_time_ms,
-            seed: self.spec.seed,
-        }))
+        Ok(input)
     }
 
-    /// Processes a batch: outputs to `pending`, state changes to the stores.
+    /// Processes a batch: outputs to `pending`, state changes to the stores. Where it takes several calls
+    /// that make more than a commit gathers, the rest of it is left for after that commit.
     fn process(&mut self, input: Input) -> Result<(), Failure> {
-        let Some(Running { processor, pending, cursor, .. }) = &mut self.running else {
+        let limit = self.commit_limit();
+        let Some(Running { processor, pending, cursor, rest, .. }) = &mut self.running else {
             return Ok(());
         };
         self.shared.set_run(RunState::Running);
         let before = processor.started;
         let (generation, spec) = (self.spec.generation_number(), &self.spec);
-        pending.journal.took(&input);
-        cursor.records += input.batch.len() as u64;
-        let highest = input.batch.records.timestamps.iter().max().copied();
-        cursor.stream_time_ms = cursor.stream_time_ms.max(highest);
         let (observer, shared) = (&self.env.observer, &self.shared);
-        processor.process(input, |part, outcome| {
+        let taken = processor.process(input.clone(), |part, outcome| {
             let rejected = match outcome {
                 Outcome::Done(output) => {
                     observer.called(spec, part.batch.len(), &output);
@@ -329,8 +338,21 @@ impl Task {
                     vec![(0, reason)]
                 }
             };
-            keep_poison(spec, pending, cursor, part, &rejected)
+            keep_poison(spec, pending, cursor, part, &rejected)?;
+            Ok(pending.bytes + shared.working.read().stores.uncommitted_bytes() < limit)
         })?;
+        let left = slice_input(&input, taken, input.batch.len() - taken);
+        let input = slice_input(&input, 0, taken);
+        pending.journal.took(&input);
+        cursor.records += taken as u64;
+        let highest = input.batch.records.timestamps.iter().max().copied();
+        cursor.stream_time_ms = cursor.stream_time_ms.max(highest);
+        if !left.batch.is_empty() {
+            for (input, first) in first_offsets(&left) {
+                cursor.inputs[input] = first;
+            }
+            *rest = Some(left);
+        }
         if processor.started > before {
             pending.journal.starts.push(pending.journal.cuts.len() as u32 - 1);
         }

@@ -110,6 +110,16 @@ impl Headers {
         column.expect("the second field is binary, by construction")
     }
 
+    /// Bytes of names, values and positions.
+    pub fn size_bytes(&self) -> usize {
+        let ends = self.0.value_offsets();
+        let (from, to) = (ends[0] as usize, ends[ends.len() - 1] as usize);
+        let (names, values) = (self.names(), self.values());
+        let text = names.value_offsets()[to] - names.value_offsets()[from];
+        let data = values.value_offsets()[to] - values.value_offsets()[from];
+        (text + data) as usize + 8 * (to - from) + 4 * (ends.len() - 1)
+    }
+
     /// Which entries belong to record `i`.
     pub fn range(&self, i: usize) -> std::ops::Range<usize> {
         let ends = self.0.value_offsets();
@@ -167,14 +177,7 @@ impl Records {
 
     /// The bytes that the records hold in keys, values, headers and fixed columns: what budgets count.
     pub fn size_bytes(&self) -> usize {
-        let headers = self.headers.as_ref().map_or(0, |h| {
-            let ends = h.0.value_offsets();
-            let (from, to) = (ends[0] as usize, ends[ends.len() - 1] as usize);
-            let (names, values) = (h.names(), h.values());
-            let text = names.value_offsets()[to] - names.value_offsets()[from];
-            let data = values.value_offsets()[to] - values.value_offsets()[from];
-            (text + data) as usize + 8 * (to - from) + 4 * self.len()
-        });
+        let headers = self.headers.as_ref().map_or(0, Headers::size_bytes);
         let sources = if self.sources.is_some() { 20 * self.len() } else { 0 };
         column_bytes(&self.keys) + column_bytes(&self.values) + 16 * self.len() + headers + sources
     }

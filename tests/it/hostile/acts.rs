@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::modules::{HARMLESS, Module};
+use super::modules::record::{HAS_VALUE, HEADERS, IS_REJECTED, TEXT, VALUE, point, set};
+use super::modules::{HARMLESS, Module, record_module};
 use super::{Good, dead_letters, deploy, send, value_of};
 use crate::support::{Host, wait_until};
 
@@ -127,6 +128,87 @@ fn growth_in_process_is_stopped() {
         assert!(reason.contains(says), "{name}: {reason}");
     }
     good.stays_exact(&host, 2_000);
+}
+
+/// Deploys a module of the record world over a topic of its own.
+fn deploy_rows(host: &Host, name: &str, module: &[u8], limits: &Value) {
+    let pushed = host.send("POST", "/v1/plugins", "application/wasm", module);
+    let digest = pushed.ok()["digest"].as_str().unwrap().to_owned();
+    let input = format!("{name}-in");
+    host.topic(&input, &json!({"format": "utf8"}));
+    let spec = json!({
+        "name": name, "plugin": digest, "inputs": [input],
+        "outputs": {"o": format!("{name}-out")}, "limits": limits,
+    });
+    host.put(&format!("/v1/deployments/{name}"), &spec).ok();
+}
+
+#[test]
+fn what_costs_a_guest_little_and_the_host_much_is_charged_to_the_guest() {
+    let host = Host::start();
+    let mut good = Good::deploy(&host);
+    let metric =
+        "(import \"anabranch:plugin/metrics@0.1.0\" \"add\" (func $add (param i32 i32 i64)))";
+    let name = "(call $add (i32.const 65536) (i32.const 10000000) (i64.const 1))";
+    let value = set(HAS_VALUE, 1) + &point(VALUE, 3 << 20);
+    let cases = [
+        // A few instructions point to a million headers, none of which has a byte.
+        (
+            "headers",
+            record_module("", 400, &point(HEADERS, 1_000_000)),
+            json!({"output_bytes_per_call": 2 << 20}),
+            "bytes of output of 4194304 (limit output_bytes_per_call)",
+        ),
+        (
+            "reason",
+            record_module("", 400, &(set(IS_REJECTED, 1) + &point(TEXT, 20_000_000))),
+            json!({"fuel_per_call": 2_000_000}),
+            "units of fuel of 4000000 (limit fuel_per_call)",
+        ),
+        ("metric", record_module(metric, 400, name), json!({}), "metrics.add: "),
+        // More than a commit takes is more than a call may make, alone as well.
+        (
+            "commit",
+            record_module("", 400, &value),
+            json!({"commit_bytes_per_call": 2 << 20}),
+            "bytes of outputs and state changes of 2097152 (limit commit_bytes_per_call)",
+        ),
+    ];
+    for (name, module, limits, says) in cases {
+        deploy_rows(&host, name, &module, &limits);
+        send(&host, name, &["a", "b"]);
+        host.wait_processed(name, 1, 2);
+        wait_until("the dead letters are there", || dead_letters(&host, name).len() == 2);
+        for (reason, _) in dead_letters(&host, name) {
+            println!("{name}: {:.200}", reason);
+            assert!(reason.contains(says) && reason.len() < 2_000, "{name}: {reason:.2000}");
+        }
+    }
+    good.stays_exact(&host, 1_000);
+}
+
+#[test]
+fn a_batch_that_makes_more_than_a_commit_holds_is_committed_in_parts() {
+    let host = Host::start();
+    // 140 MB of what is there when it is deployed, and again of one request.
+    let grow = record_module("", 8, &(set(HAS_VALUE, 1) + &point(VALUE, 100_000)));
+    deploy_rows(&host, "grow", &grow, &json!({}));
+    for round in 1..=2 {
+        send(&host, "grow", &vec!["x"; 1_400]);
+        host.wait_processed("grow", 1, 1_400 * round);
+    }
+    let made = || host.get("/v1/topics/grow-out").ok()["partitions"][0]["records"].clone();
+    wait_until("its outputs are there", || made() == json!(2_800));
+    assert!(dead_letters(&host, "grow").is_empty());
+    let status = host.status("grow");
+    assert!(status["generations"][0]["tasks"][0]["failure"].is_null(), "{status}");
+    // What a swap makes of all of it is the same.
+    let digest = status["spec"]["plugin"].clone();
+    host.post("/v1/deployments/grow/swap", &json!({"plugin": digest})).ok();
+    host.wait_live("grow", 2);
+    wait_until("its outputs are there", || made() == json!(2_800));
+    let first = host.get("/v1/topics/grow-out/partitions/0/records?limit=1");
+    assert!(first.status == 200 && first.text.len() > 100_000, "{:.200}", first.text);
 }
 
 #[test]

@@ -40,6 +40,50 @@ impl Module<'_> {
     }
 }
 
+/// A core module of the record world with one output `o` and `pages` of memory, all of it zero but the
+/// lowest. `process` may change what comes of each record, an output record without key, value and headers,
+/// at the addresses of [`record`].
+pub fn record_module(items: &str, pages: u32, process: &str) -> Vec<u8> {
+    let text = format!(
+        r#"(module {items}
+        (memory (export "memory") {pages})
+        (data (i32.const 100) "{{\"anabranch\": \"0.1\", \"name\": \"rows\", \"version\": \"1\", \"outputs\": [{{\"name\": \"o\", \"kind\": \"stream\"}}]}}")
+        (data (i32.const 8) "\64\00\00\00\62\00\00\00")
+        (data (i32.const 900) "o")
+        (data (i32.const 1032) "\00\08\00\00\01\00\00\00")
+        (data (i32.const 2048) "\84\03\00\00\01\00\00\00")
+        (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 4096))
+        (func (export "describe") (result i32) (i32.const 8))
+        (func (export "init") (param i32 i32) (result i32) (i32.const 3072))
+        (func (export "process-record")
+            (param i32 i32 i64 i64 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
+            {process} (i32.const 1024)))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
+/// Where things lie in a [`record_module`]: the verdict's case, its text or list, and of the output record
+/// whether there is a value, that value, and the headers; each text or list is an address and a length.
+pub mod record {
+    pub const IS_REJECTED: u32 = 1028;
+    pub const TEXT: u32 = 1032;
+    pub const HAS_VALUE: u32 = 2092;
+    pub const VALUE: u32 = 2096;
+    pub const HEADERS: u32 = 2104;
+    /// Memory that nothing else uses.
+    pub const FREE: u32 = 65_536;
+
+    /// Stores `number` at `address`.
+    pub fn set(address: u32, number: u32) -> String {
+        format!("(i32.store (i32.const {address}) (i32.const {number}))")
+    }
+
+    /// Has the text or list at `address` be `length` long, in memory that is zero.
+    pub fn point(address: u32, length: u32) -> String {
+        set(address, FREE) + &set(address + 4, length)
+    }
+}
+
 /// A module that is valid and takes its compiler long: `functions` of nested loops over many locals.
 pub fn slow_to_compile(functions: usize) -> Vec<u8> {
     let locals = "(local ".to_owned() + &"i64 ".repeat(1_000) + ")";
