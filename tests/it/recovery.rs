@@ -335,6 +335,9 @@ fn a_lost_state_is_made_again_by_a_swap() {
     let (code, report, _) = doctor(&host.data(), &[]);
     assert_eq!((code, report["findings"].as_array().unwrap().len()), (1, 1), "{report}");
     assert_says(&report["findings"].to_string(), &["another checkpoint", "anabranch swap"]);
+    // A repair takes no care of it, and says so.
+    let (code, report, _) = doctor(&host.data(), &["--repair"]);
+    assert_eq!((code, &report["repaired"]), (1, &json!(false)), "{report}");
     let mut host = host.restart_stopped(&SMALL);
     let failure = |host: &Host| host.status("t")["generations"][0]["tasks"][0]["failure"].clone();
     wait_until("the task says why it stopped", || failure(&host).is_string());
@@ -488,6 +491,36 @@ fn each_directory_that_cannot_be_opened_has_a_way_out() {
         assert_eq!((code, &report["losses"]), (0, &json!([])), "{name}: {error}");
         assert_eq!(doctor(&gone, &[]).0, 0, "{name}");
     }
+    // What sled remembers of how it was made, which is always the same: nothing is lost with it either.
+    let (_odd, odd) = case(&|dir| flip_a_byte(&dir.join("head/conf"), 0));
+    assert_says(&refusal(&odd), &["damaged", "anabranch doctor"]);
+    let (code, report, _) = doctor(&odd, &[]);
+    assert_eq!(code, 1);
+    assert_says(&report["findings"].to_string(), &["head/conf", "keeps hosts from starting"]);
+    let (code, report, error) = doctor(&odd, &["--repair"]);
+    assert_eq!((code, &report["losses"]), (0, &json!([])), "{error}");
+    assert_eq!(doctor(&odd, &[]).0, 0);
+    let host = Host::on(odd.parent().unwrap(), &SMALL);
+    assert_eq!(host.records("in", 0).len() + host.records("in", 1).len(), 6_000);
+    drop(host);
+    // Files that were moved to another disk, with links to them, are where they were.
+    let (elsewhere, moved) = case(&|dir| {
+        for log in std::fs::read_dir(dir.join("segments")).unwrap() {
+            for segment in std::fs::read_dir(log.unwrap().path()).unwrap() {
+                let path = segment.unwrap().path();
+                let to = path.with_extension("moved");
+                let to = dir.with_file_name(to.file_name().unwrap());
+                if !to.exists() {
+                    std::fs::rename(&path, &to).unwrap();
+                    std::os::unix::fs::symlink(&to, &path).unwrap();
+                }
+            }
+        }
+    });
+    assert_eq!(doctor(&moved, &[]).0, 0);
+    let host = Host::on(elsewhere.path(), &SMALL);
+    assert_eq!(host.records("in", 0).len() + host.records("in", 1).len(), 6_000);
+    drop(host);
     // A repair that was ended between two renames is finished by the next.
     let (_half, half) = case(&|dir| {
         std::fs::create_dir(dir.join("repair")).unwrap();

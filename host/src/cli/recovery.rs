@@ -37,9 +37,11 @@ pub fn doctor(context: &Context, args: &Doctor) -> Result<(), Error> {
     let value = serde_json::to_value(&report).unwrap_or_default();
     context.print(&value, || told(&args.data, &report))?;
     let place = args.data.display();
-    match (report.findings.len(), report.unread.len()) {
+    match (report.left(), report.unread.len()) {
         (0, 0) => Ok(()),
-        _ if report.repaired => Ok(()),
+        (n, 0) if report.repaired => Err(Error::Failed(format!(
+            "{place}: repaired, but for {n} that no repair takes care of: see what there is to do"
+        ))),
         (1, 0) => Err(Error::Failed(format!("{place}: 1 finding"))),
         (n, 0) => Err(Error::Failed(format!("{place}: {n} findings"))),
         (n, unread) => Err(Error::Failed(format!(
@@ -88,6 +90,7 @@ fn told(data: &Path, report: &Report) -> String {
     );
     out + &match (report.findings.len() + report.unread.len(), report.repaired) {
         (0, _) => format!("{checked}; nothing is wrong\n"),
+        (_, true) if report.left() > 0 => format!("{checked}; repaired what a repair can\n"),
         (_, true) => format!("{checked}; repaired: start the host\n"),
         (_, false) => format!("{checked}\n"),
     }

@@ -30,6 +30,8 @@ pub struct Finding {
     pub problem: String,
     /// What to do.
     pub remedy: String,
+    /// Whether a repair takes care of it.
+    pub by_repair: bool,
 }
 
 /// Records that a repair cannot bring back.
@@ -65,6 +67,13 @@ pub struct Report {
     pub repaired: bool,
 }
 
+impl Report {
+    /// How many findings there are that no repair has taken care of.
+    pub fn left(&self) -> usize {
+        self.findings.iter().filter(|finding| !(self.repaired && finding.by_repair)).count()
+    }
+}
+
 /// What to do.
 #[derive(Debug, Clone, Default)]
 pub struct Orders {
@@ -95,6 +104,7 @@ pub fn examine(
                 place: dir.join("repair").display().to_string(),
                 problem: "a repair was interrupted".to_owned(),
                 remedy: "finish it: anabranch doctor --repair".to_owned(),
+                by_repair: true,
             };
             return Ok(Report { findings: vec![finding], ..Report::default() });
         }
@@ -127,7 +137,7 @@ pub fn examine(
         exam.report.notes.push(note);
     }
     let mut report = std::mem::take(&mut exam.report);
-    if !orders.repair || report.findings.is_empty() {
+    if !orders.repair || !report.findings.iter().any(|finding| finding.by_repair) {
         return Ok(report);
     }
     if !orders.accept_loss && (!report.losses.is_empty() || !exam.whole) {

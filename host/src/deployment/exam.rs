@@ -21,6 +21,9 @@ use crate::storage::{
 /// What to do where a repair helps.
 pub(super) const REPAIR: &str = "restore a backup, or stop the host and run `anabranch doctor --repair`, which says what is lost";
 
+/// The same where little is left to be saved.
+const SALVAGE: &str = "restore a backup; a repair saves the records of sealed segments alone";
+
 /// What was read, and what is wrong with it.
 pub(super) struct Exam<'a> {
     pub(super) dir: &'a Path,
@@ -66,7 +69,8 @@ impl<'a> Exam<'a> {
                 }
                 Err(problem) => {
                     let place = format!("key \"{}\" of the head", key.escape_ascii());
-                    report.findings.push(Finding { place, problem, remedy: REPAIR.to_owned() });
+                    let remedy = REPAIR.to_owned();
+                    report.findings.push(Finding { place, problem, remedy, by_repair: true });
                     damaged.push(key.to_vec());
                 }
             }
@@ -172,7 +176,9 @@ impl<'a> Exam<'a> {
         remedy: &str,
     ) {
         let (place, problem) = (place.into(), problem.into());
-        self.report.findings.push(Finding { place, problem, remedy: remedy.to_owned() });
+        let by_repair = [REPAIR, SALVAGE].contains(&remedy);
+        let remedy = remedy.to_owned();
+        self.report.findings.push(Finding { place, problem, remedy, by_repair });
     }
 
     fn check_head(&mut self) {
@@ -227,7 +233,7 @@ impl<'a> Exam<'a> {
             }
             (None, false) => {
                 let place = self.dir.join(HEAD_COPY).display().to_string();
-                self.find(place, "it is not there or damaged, and the head is, too: names of topics and deployments are lost", "restore a backup; a repair saves the records of sealed segments alone");
+                self.find(place, "it is not there or damaged, and the head is, too: names of topics and deployments are lost", SALVAGE);
             }
         }
     }
@@ -328,5 +334,6 @@ fn read_files(dir: &Path, fs: &Arc<dyn FileSystem>, report: &mut Report, meter: 
 
 fn unread(path: &Path, problem: String) -> Finding {
     let remedy = "nothing is known to be lost: see to disk, mounts and permissions (the system's log says more), then run this again";
-    Finding { place: path.display().to_string(), problem, remedy: remedy.to_owned() }
+    let (place, remedy) = (path.display().to_string(), remedy.to_owned());
+    Finding { place, problem, remedy, by_repair: false }
 }

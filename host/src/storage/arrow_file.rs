@@ -24,6 +24,7 @@ use serde_json::Value;
 use super::arrow_block::{self, BlockWriter};
 use super::fs::{File, FileSystem};
 use super::{memory, packed};
+use crate::threads::quietly;
 
 /// The key of the footer's custom metadata under which the index lies.
 pub const INDEX_KEY: &str = "anabranch";
@@ -285,7 +286,7 @@ impl ArrowFile {
         let index: Index = serde_json::from_str(json).map_err(|e| bad(&e.to_string()))?;
         let schema = footer.schema().ok_or_else(|| bad("its footer has no schema"))?;
         // Arrow panics at types that it does not know.
-        let schema = std::panic::catch_unwind(|| arrow_ipc::convert::fb_to_schema(schema));
+        let schema = quietly(|| arrow_ipc::convert::fb_to_schema(schema));
         let schema = Arc::new(schema.map_err(|_| bad("its schema is none of Arrow's"))?);
         let inside = |b: &Block| b.offset.checked_add(b.length).is_some_and(|end| end <= length);
         if index.version != 1 || !index.blocks.iter().all(inside) {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use super::arrow_file::ArrowFileError;
 use super::frame;
 use super::fs::{Entry, FileSystem};
-use super::opening::OLD;
+use super::opening::{OLD, SETTINGS};
 use super::store::{Error, STORE_ID_KEY, TIP_KEY, assemble, read_format, read_high_water};
 
 /// What must be writable where the head is copied to: a segment of sled's.
@@ -113,6 +113,9 @@ pub struct Examined {
 /// The head of a data directory, copied to `scratch` to be opened there.
 pub struct HeadExam {
     dir: PathBuf,
+    /// The file of sled's settings as it was found. It is not used for the examination, but a host that
+    /// starts believes it.
+    settings: Option<Vec<u8>>,
     scratch: tempfile::TempDir,
 }
 
@@ -131,7 +134,8 @@ impl HeadExam {
         if is_there(&head)? {
             copy_folder(&head, &made.path().join("head"))?;
         }
-        Ok(Self { dir: dir.to_owned(), scratch: made })
+        let settings = std::fs::read(made.path().join("head").join(SETTINGS)).ok();
+        Ok(Self { dir: dir.to_owned(), settings, scratch: made })
     }
 
     /// Hands every key of the head to `see`, with the sequence of its commit and its value, or with
@@ -177,6 +181,10 @@ impl HeadExam {
             }
         };
         found.complete = true;
+        if self.has_wrong_settings(&copy) {
+            let problem = "it is not what a host writes there, and keeps hosts from starting";
+            found.faults.push((place.join(SETTINGS), Flaw::Damage(problem.to_owned())));
+        }
         // A damaged page ends a scan; what begins with another byte may lie on intact ones.
         for first in 0..=u8::MAX {
             let scanned = head.scan(&[first], &mut |key, stored| {
@@ -205,6 +213,17 @@ impl HeadExam {
             }
         }
         found
+    }
+
+    /// Whether sled's settings are others than it has just written in `copy`, where they were left out.
+    /// It ignores the beginning of a file.
+    fn has_wrong_settings(&self, copy: &Path) -> bool {
+        const IGNORED_BYTES: usize = 8;
+        let right = std::fs::read(copy.join(SETTINGS));
+        match (&self.settings, right) {
+            (Some(found), Ok(right)) => found.len() > IGNORED_BYTES && *found != right,
+            _ => false,
+        }
     }
 
     /// What is wrong with the copy of the head is wrong with the head, unless it lies where the copy

@@ -6,20 +6,13 @@
 //! **Invariant:** changes that are applied together are there together, whatever happens; a crash takes
 //! at most the last ones, and none that was applied before a sync that succeeded.
 
-use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::crash::is_left_out;
 use super::opening;
 use super::store::Error;
-
-thread_local! {
-    /// Whether a panic of this thread becomes an error.
-    static IS_GUARDED: Cell<bool> = const { Cell::new(false) };
-}
+use crate::threads::quietly;
 
 /// Keys that change, each to a value or to nothing.
 pub type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
@@ -145,21 +138,9 @@ impl Drop for SledHead {
 }
 
 /// sled panics on bytes that it does not expect, and on some failures of the disk; that is an answer, not
-/// a reason to go down, and nobody but the caller needs to see it.
+/// a reason to go down.
 pub(super) fn guarded<T>(head: &Path, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let hook = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !IS_GUARDED.get() {
-                hook(panic);
-            }
-        }));
-    });
-    let before = IS_GUARDED.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(work));
-    IS_GUARDED.set(before);
-    result.unwrap_or_else(|panic| {
+    quietly(work).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
         let detail = text.unwrap_or("the database panicked").to_owned();
@@ -172,8 +153,11 @@ pub(super) fn sled_error(what: &'static str, head: &Path, error: sled::Error) ->
     match error {
         sled::Error::Io(source) => Error::io(what, head)(source),
         other => {
-            let (place, detail) = (head.display().to_string(), other.to_string());
-            Error::Damaged { place, detail }
+            let detail = match other {
+                sled::Error::Corruption { .. } => "sled read what it has not written".to_owned(),
+                other => other.to_string(),
+            };
+            Error::Damaged { place: head.display().to_string(), detail }
         }
     }
 }

@@ -32,7 +32,7 @@ const CACHE_BYTES: u64 = 64 << 20;
 const LOCK_TRIES: u32 = 500;
 const LOCK_WAIT: Duration = Duration::from_millis(10);
 /// The file of sled's settings.
-const SETTINGS: &str = "conf";
+pub(super) const SETTINGS: &str = "conf";
 /// Ends the name of a snapshot that is being written.
 const UNFINISHED: &str = ".generating";
 /// How much is put into a new head at a time.

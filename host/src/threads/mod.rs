@@ -9,6 +9,7 @@
 //! [`Bug`] is there. Whoever holds a lock from here may wait; whoever holds any other must not.
 
 mod channel;
+mod quiet;
 #[cfg(test)]
 pub(crate) mod scheduler;
 #[cfg(test)]
@@ -19,6 +20,7 @@ use std::io;
 pub use channel::{Receiver, Sender, channel};
 #[cfg(not(test))]
 pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+pub use quiet::quietly;
 #[cfg(test)]
 pub use simulated::{Condvar, JoinHandle, Mutex, MutexGuard, RwLock};
 #[cfg(not(test))]

@@ -15,8 +15,6 @@
 //! **Invariant:** all or nothing, as with JSON. Nothing of a stream is used before its sizes and its
 //! schema were checked; columns of another name or type are refused, never guessed at.
 
-use std::panic::catch_unwind;
-
 use arrow_array::cast::AsArray as _;
 use arrow_array::types::{
     Int32Type, Int64Type, TimestampMicrosecondType, TimestampMillisecondType,
@@ -32,6 +30,7 @@ use serde::de::IgnoredAny;
 use super::decode::{DecodeError, Decoded, Decoder, HEADER_ENTRY_BYTES, Wrong};
 use crate::log::{TopicFormat as Format, segment_columns, segment_schema};
 use crate::storage::{claimed_bytes, read_batch};
+use crate::threads::quietly;
 use crate::types::{Batch, Headers, PartitionId, Records, RecordsBuilder, concat_records};
 
 /// The media type of an Arrow stream.
@@ -181,7 +180,7 @@ impl<'a> Frames<'a> {
             let Some(schema) = &self.schema else {
                 let schema = message.header_as_schema().ok_or("it does not begin with a schema")?;
                 // Arrow panics at types that it does not know.
-                let read = catch_unwind(|| arrow_ipc::convert::fb_to_schema(schema));
+                let read = quietly(|| arrow_ipc::convert::fb_to_schema(schema));
                 let read = read.map_err(|_| "its schema is none of Arrow's")?;
                 check_schema(&read)?;
                 self.schema = Some(read.into());
