@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// The most that a task may gather before a commit, and take into a batch: a commit of the log holds
+/// 128 MiB, and one call of a plugin may add 96 MiB.
+const MAX_GATHERED_BYTES: u64 = 16 << 20;
+
 /// What can be wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -303,7 +307,74 @@ impl Config {
             let Some((section, key)) = section_and_key(&name) else { continue };
             config = config.with(section, &key, &value).map_err(|e| invalid(&name, e))?;
         }
+        config.check().map_err(|message| Error::Invalid { place, message })?;
         Ok(config)
+    }
+
+    /// Checks that the limits make sense: one of 0 may mean that nothing ever goes on, and one beyond all
+    /// machines that a sum of them overflows. The error names the key and its range.
+    fn check(&self) -> Result<(), String> {
+        const MIB: u64 = 1 << 20;
+        const TIB: u64 = 1 << 40;
+        const YEAR_MS: u64 = 365 * 86_400_000;
+        let (http, storage, tasks) = (&self.http, &self.storage, &self.tasks);
+        let plugins = &self.plugins;
+        let ranges = [
+            ("http.tls_reload_ms", http.tls_reload_ms, 1, YEAR_MS),
+            ("http.max_connections", http.max_connections as u64, 1, MIB),
+            ("http.max_connections_per_address", http.max_connections_per_address as u64, 1, MIB),
+            ("http.max_requests_per_second", http.max_requests_per_second.into(), 1, 1 << 30),
+            ("http.max_header_bytes", http.max_header_bytes as u64, 1 << 10, MIB),
+            ("http.max_headers", http.max_headers as u64, 4, 10_000),
+            ("http.header_timeout_ms", http.header_timeout_ms, 1, YEAR_MS),
+            ("http.stall_timeout_ms", http.stall_timeout_ms, 1, YEAR_MS),
+            ("http.min_bytes_per_second", http.min_bytes_per_second.into(), 1, 1 << 30),
+            ("http.max_body_bytes", http.max_body_bytes as u64, 1, 4 << 30),
+            ("http.max_bodies_bytes", http.max_bodies_bytes as u64, 1, TIB),
+            ("http.discard_bytes", http.discard_bytes as u64, 0, TIB),
+            ("http.discard_ms", http.discard_ms, 0, YEAR_MS),
+            ("http.max_fetch_records", http.max_fetch_records as u64, 1, 10_000_000),
+            ("http.max_fetch_bytes", http.max_fetch_bytes as u64, 1, 1 << 30),
+            ("http.heartbeat_ms", http.heartbeat_ms, 1, YEAR_MS),
+            ("http.drain_ms", http.drain_ms, 0, YEAR_MS),
+            ("auth.max_tokens", self.auth.max_tokens as u64, 1, 1_000_000),
+            ("audit.max_bytes", self.audit.max_bytes, 1 << 10, TIB),
+            ("audit.keep_files", self.audit.keep_files.into(), 0, 10_000),
+            ("audit.refusals_per_second", self.audit.refusals_per_second.into(), 0, 1 << 30),
+            ("storage.head_bytes", storage.head_bytes, 1, TIB),
+            ("storage.min_free_bytes", storage.min_free_bytes, 0, 1 << 60),
+            ("storage.sync_timeout_ms", storage.sync_timeout_ms, 1_000, YEAR_MS),
+            ("storage.head_copy_ms", storage.head_copy_ms, 1, YEAR_MS),
+            ("storage.max_key_bytes", storage.max_key_bytes as u64, 1, MIB),
+            ("storage.max_value_bytes", storage.max_value_bytes as u64, 1, 64 * MIB),
+            ("storage.max_header_bytes", storage.max_header_bytes as u64, 0, MIB),
+            ("storage.max_partitions", storage.max_partitions.into(), 1, 65_536),
+            ("segments.target_bytes", self.segments.target_bytes, 1, TIB),
+            ("tasks.workers", tasks.workers as u64, 0, 1_024),
+            ("tasks.batch_max_records", tasks.batch_max_records as u64, 1, 65_536),
+            ("tasks.batch_max_bytes", tasks.batch_max_bytes as u64, 1, MAX_GATHERED_BYTES),
+            ("tasks.replay_share", tasks.replay_share.into(), 0, 100),
+            ("tasks.commit_max_bytes", tasks.commit_max_bytes as u64, 1, MAX_GATHERED_BYTES),
+            ("tasks.follow_commit_bytes", tasks.follow_commit_bytes as u64, 1, MAX_GATHERED_BYTES),
+            ("tasks.replay_commit_bytes", tasks.replay_commit_bytes as u64, 1, MAX_GATHERED_BYTES),
+            ("tasks.near_end_records", tasks.near_end_records, 0, 1 << 40),
+            ("tasks.checkpoint_bytes", tasks.checkpoint_bytes, 1, TIB),
+            ("tasks.recycle_memory_bytes", tasks.recycle_memory_bytes, 0, TIB),
+            ("tasks.flip_timeout_ms", tasks.flip_timeout_ms, 1, YEAR_MS),
+            ("plugins.max_bytes", plugins.max_bytes as u64, 1 << 10, 4 << 30),
+            ("plugins.compile_memory_bytes", plugins.compile_memory_bytes, MIB, TIB),
+            ("plugins.compile_cpu_seconds", plugins.compile_cpu_seconds, 1, YEAR_MS / 1_000),
+            ("plugins.compile_timeout_ms", plugins.compile_timeout_ms, 1, YEAR_MS),
+            ("plugins.compile_output_bytes", plugins.compile_output_bytes, 1, TIB),
+            ("plugins.fuel_per_start", plugins.fuel_per_start, 1_000_000, 1 << 50),
+            ("plugins.compile_jobs", plugins.compile_jobs as u64, 1, 1_024),
+        ];
+        match ranges.iter().find(|(_, value, least, most)| value < least || value > most) {
+            None => Ok(()),
+            Some((key, value, least, most)) => {
+                Err(format!("{key} is {value}, it must be between {least} and {most}"))
+            }
+        }
     }
 
     /// This configuration with one key set from text: a number or word as TOML would write it.
@@ -385,5 +456,42 @@ mod tests {
             let error = load(text, environment).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn limits_out_of_range_are_named() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let cases = [
+            (
+                "[tasks]\nbatch_max_bytes = 0",
+                "tasks.batch_max_bytes is 0, it must be between 1 and",
+            ),
+            ("[tasks]\ncommit_max_bytes = 200000000", "tasks.commit_max_bytes is 200000000"),
+            ("[http]\nheartbeat_ms = 0", "http.heartbeat_ms is 0"),
+        ];
+        for (text, expected) in cases {
+            let error = load(text, &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_number_has_a_range() {
+        let source = include_str!("config.rs");
+        let checked = source.split("let ranges = [").nth(1).unwrap();
+        let defaults = toml::Table::try_from(Config::default()).unwrap();
+        let mut count = 0;
+        for (section, keys) in &defaults {
+            for (key, value) in keys.as_table().unwrap() {
+                if value.is_integer() {
+                    assert!(
+                        checked.contains(&format!("(\"{section}.{key}\", ")),
+                        "{section}.{key}"
+                    );
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 40, "{count}");
     }
 }

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         return match serve(args, json) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                complain(&format!("{error:#}"), json, None);
+                complain(&sentence(&error), json, None);
                 ExitCode::FAILURE
             }
         };
@@ -56,6 +56,17 @@ fn settle_allocator() {
         // Comes back only if it cannot be: then it goes on as it is.
         let _ = again.exec();
     }
+}
+
+/// What went wrong and why, each cause once: most errors say theirs themselves.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| {
+        match (said.is_empty(), said.contains(&cause)) {
+            (true, _) => cause,
+            (false, true) => said,
+            (false, false) => format!("{said}: {cause}"),
+        }
+    })
 }
 
 /// Says on standard error what went wrong.

@@ -33,6 +33,13 @@ fn an_offset_out_of_range() {
     let reply = host.get("/v1/topics/t/partitions/0/records?from=3");
     reply.refused(416, "offset_out_of_range", &["offset 3", "partition 0", "will be at 2"]);
     assert_eq!(reply.body["next_offset"], 2);
+    // Also above all that offsets can be, and for who would wait for it.
+    for from in [1 << 53, u64::MAX] {
+        for query in [format!("from={from}"), format!("from={from}&follow=true")] {
+            let reply = host.get(&format!("/v1/topics/t/partitions/0/records?{query}"));
+            reply.refused(416, "offset_out_of_range", &["will be at 2"]);
+        }
+    }
     host.get("/v1/topics/t/partitions/7/records").refused(
         404,
         "partition_not_found",
@@ -109,6 +116,26 @@ fn a_deployment_with_an_unknown_key() {
 }
 
 #[test]
+fn a_deployment_that_says_too_much() {
+    let host = Host::start();
+    host.topic("t", &json!({}));
+    let digest = host.push("count");
+    let spec = |config: &str| json!({"name": "d", "plugin": digest, "inputs": ["t"], "outputs": {"counts": "o"}, "config": config});
+    let long = "x".repeat(2 << 20);
+    let says = ["[config] has 2097154 bytes", "limit is 1048576", "topic"];
+    host.put("/v1/deployments/d", &spec(&long)).refused(400, "invalid_config", &says);
+    host.put("/v1/deployments/d", &spec("")).ok();
+    let swap = |more: serde_json::Value| {
+        let mut request = json!({"plugin": digest});
+        request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        host.post("/v1/deployments/d/swap", &request)
+    };
+    swap(json!({"config": long})).refused(400, "invalid_config", &says);
+    swap(json!({"reason": long})).refused(400, "invalid_reason", &["2097152", "limit is 4096"]);
+    assert_eq!(host.status("d")["generations"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn a_cycle_of_deployments() {
     let host = Host::start();
     host.topic("a", &json!({}));
@@ -124,6 +151,27 @@ fn a_cycle_of_deployments() {
     host.topic("c", &json!({}));
     host.put("/v1/deployments/own", &own).refused(400, "cycle", &["own → c → own"]);
     assert_eq!(host.get("/v1/deployments").ok().as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn a_setting_that_makes_no_sense() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, value, says) in [
+        ("HTTP_MAX_HEADERS", "9223372036854775807", "http.max_headers"),
+        ("TASKS_WORKERS", "9223372036854775807", "tasks.workers"),
+        ("TASKS_BATCH_MAX_BYTES", "0", "tasks.batch_max_bytes"),
+        ("STORAGE_SYNC_TIMEOUT_MS", "0", "storage.sync_timeout_ms"),
+    ] {
+        let host = anabranch()
+            .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+            .arg(dir.path().join("data"))
+            .env(format!("ANABRANCH_{name}"), value)
+            .output();
+        let (code, _, error) = outcome(&host.unwrap());
+        assert_eq!(code, 1, "{error}");
+        let says = format!("{says} is {value}, it must be between");
+        assert!(error.contains(&says) && !error.contains("panicked"), "{error}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::record::{DeploymentRecord, GenerationLogs, GenerationRecord, OutputLog};
 use super::running::{parse_limits, topic};
+use super::spec::check_config_size;
 use super::{Approve, DeploymentSpec, Error, Kind, OnPoison, Phase, Registry, StartAt};
 use crate::log::{Commit, LogKind, TopicChange, TopicFormat, TopicState};
 use crate::plugin::{Plugin, check_config};
@@ -63,6 +64,7 @@ impl Registry {
                 ),
             ));
         }
+        check_config_size(config)?;
         if let Some(schema) = &description.config {
             check_config(schema, config)
                 .map_err(|e| invalid("invalid_config", format!("[config]: {e}")))?;

@@ -315,6 +315,7 @@ impl Registry {
         self.ready()?;
         let deployment = self.find(name)?;
         let _operation = begin(&deployment)?;
+        request.check_reason()?;
         let (digest, plugin) = self.plugin_of(&request.plugin)?;
         let mut state = deployment.state.lock();
         if let Some(candidate) = state.record.candidate() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::{Error, Kind};
 use crate::types::{DeploymentName, TopicName};
 
 /// A deployment as its file describes it (TOML in a file, JSON over HTTP).
@@ -43,6 +44,23 @@ pub struct DeploymentSpec {
 
 fn empty_object() -> serde_json::Value {
     serde_json::Value::Object(serde_json::Map::new())
+}
+
+/// Bytes of a config as JSON: it is in every answer about its deployment, and handed to each instance.
+const MAX_CONFIG_BYTES: usize = 1 << 20;
+/// Bytes of the reason of a swap, which is kept with its generation.
+const MAX_REASON_BYTES: usize = 4 << 10;
+
+/// Checks that a config is not too large.
+pub(super) fn check_config_size(config: &serde_json::Value) -> Result<(), Error> {
+    let bytes = config.to_string().len();
+    if bytes <= MAX_CONFIG_BYTES {
+        return Ok(());
+    }
+    let message = format!(
+        "[config] has {bytes} bytes, the limit is {MAX_CONFIG_BYTES}: put what is large into a topic that the plugin reads, or into the plugin"
+    );
+    Err(Error::new(Kind::Invalid, "invalid_config", message))
 }
 
 /// What becomes of a record that the plugin cannot process or refuses.
@@ -168,6 +186,18 @@ pub struct SwapRequest {
     /// Why, for the record.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+impl SwapRequest {
+    /// Checks that the reason is not too long.
+    pub(super) fn check_reason(&self) -> Result<(), Error> {
+        let bytes = self.reason.as_ref().map_or(0, String::len);
+        if bytes <= MAX_REASON_BYTES {
+            return Ok(());
+        }
+        let message = format!("the reason has {bytes} bytes, the limit is {MAX_REASON_BYTES}");
+        Err(Error::new(Kind::Invalid, "invalid_reason", message))
+    }
 }
 
 pub(super) mod span {

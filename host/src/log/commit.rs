@@ -163,11 +163,13 @@ pub enum CommitError {
     },
     /// The disk is nearly full.
     #[error(
-        "disk nearly full: {free_bytes} bytes are free and {min_free_bytes} must stay free; make space or lower storage.min_free_bytes"
+        "disk nearly full: {free_bytes} bytes are free, this may take {takes_bytes}, and {min_free_bytes} must stay free; make space or lower storage.min_free_bytes"
     )]
     DiskFull {
         /// Free bytes.
         free_bytes: u64,
+        /// What the commit may take of them.
+        takes_bytes: u64,
         /// The limit.
         min_free_bytes: u64,
     },

@@ -37,8 +37,9 @@ const COMMIT_BYTES: usize = 128 << 20;
 const STALL_HEADS: u64 = 4;
 /// … but no longer than this for each group.
 const STALL: Duration = Duration::from_millis(500);
-/// How long an answer of the disk about its free space is believed.
-const FREE_SPACE_AGE: Duration = Duration::from_secs(1);
+/// What a byte of a commit takes on disk before anything of it is given back: in the head's own log, and
+/// in the file that it is sealed into.
+const BYTES_ON_DISK: u64 = 2;
 
 type Answer = Box<dyn FnOnce(Result<Committed, CommitError>) + Send>;
 
@@ -121,7 +122,6 @@ struct Applied {
 
 /// The body of the committer thread.
 pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
-    let mut free_space = FreeSpace { checked: None, bytes: u64::MAX };
     // All is there that was acknowledged, so the head as it was before this start is let go of. A failure
     // stops the storage, which says so to every commit.
     let _ = shared.storage.sync();
@@ -132,6 +132,7 @@ pub(super) fn run(shared: &Arc<Shared>, requests: &Receiver<Request>) {
         let Some(first) = sealed.or_else(|| requests.recv()) else { return };
         let (mut close, mut snapshot) = (None, None);
         let mut group = Vec::new();
+        let mut free_space = FreeSpace { bytes: None };
         let mut bytes = 0;
         let mut request = Some(first);
         while let Some(taken) = request.take() {
@@ -333,7 +334,7 @@ fn apply(
     let mut catalog = shared.catalog.lock();
     check(shared, &catalog, &commit)?;
     if commit.appends.iter().any(|a| !a.records.is_empty()) {
-        free_space.check(shared)?;
+        free_space.take(shared, commit.size_bytes() as u64)?;
     }
     if commit.changes_structure() {
         shared.structure.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
@@ -592,22 +593,26 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
     serde_json::to_vec(value).expect("plain structs with string keys are always JSON")
 }
 
+/// What the disk has left for a group of commits: asked for each, as a second of writing can be more than
+/// what has to stay free.
 struct FreeSpace {
-    checked: Option<Duration>,
-    bytes: u64,
+    /// Once it was asked.
+    bytes: Option<u64>,
 }
 
 impl FreeSpace {
-    fn check(&mut self, shared: &Shared) -> Result<(), CommitError> {
-        let now = shared.clock.monotonic();
-        if self.checked.is_none_or(|checked| now.saturating_sub(checked) >= FREE_SPACE_AGE) {
-            self.checked = Some(now);
-            self.bytes = shared.fs.free_bytes(shared.storage.dir()).unwrap_or(u64::MAX);
-        }
+    /// Takes room for a commit of `size_bytes`, if enough stays free beside it.
+    fn take(&mut self, shared: &Shared, size_bytes: u64) -> Result<(), CommitError> {
+        let ask = || shared.fs.free_bytes(shared.storage.dir()).unwrap_or(u64::MAX);
+        let free_bytes = self.bytes.unwrap_or_else(ask);
+        self.bytes = Some(free_bytes);
+        let takes_bytes = size_bytes.saturating_mul(BYTES_ON_DISK);
         let min_free_bytes = shared.config.min_free_bytes;
-        match self.bytes < min_free_bytes {
-            true => Err(CommitError::DiskFull { free_bytes: self.bytes, min_free_bytes }),
-            false => Ok(()),
+        let left = free_bytes.saturating_sub(takes_bytes);
+        if left < min_free_bytes {
+            return Err(CommitError::DiskFull { free_bytes, takes_bytes, min_free_bytes });
         }
+        self.bytes = Some(left);
+        Ok(())
     }
 }

@@ -161,8 +161,8 @@ impl Runtime {
         let digest = Digest::of(bytes);
         let plugin = self.describe(digest, pre).map_err(|error| Refusal::Describe {
             reason: match error {
-                DescribeError::Call(error) => error.to_string(),
-                DescribeError::Description(error) => error.to_string(),
+                DescribeError::Call(error) => reason(&error.to_string()),
+                DescribeError::Description(error) => reason(&error.to_string()),
             },
         })?;
         Ok(Admitted { component, digest, description: plugin.description().clone() })

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::imports::{printable, shown};
 use super::schema;
 
 /// The format that `describe` must name in its field `anabranch`.
@@ -141,7 +142,8 @@ impl Description {
 
     fn check(&self) -> Result<(), String> {
         check_name("the plugin", &self.name)?;
-        if !(1..=100).contains(&self.version.len()) || self.version.chars().any(char::is_control) {
+        let version = &self.version;
+        if !(1..=100).contains(&version.len()) || printable(version) != *version {
             return Err("the version must be 1 to 100 bytes of printable text".into());
         }
         check_names("store", self.stores.iter().map(|store| store.name.as_str()))?;
@@ -163,7 +165,7 @@ impl Description {
 
     pub(super) fn unknown_output(&self, name: &str) -> String {
         let names: Vec<_> = self.outputs.iter().map(|output| output.name.as_str()).collect();
-        let name = super::imports::reason(name);
+        let name = shown(name);
         format!("output {name:?} is not declared by describe, which names {names:?}")
     }
 }
@@ -174,7 +176,7 @@ fn check_name(what: &str, name: &str) -> Result<(), String> {
         Err(_) => Err(format!(
             "{what} name {:?} is not valid: use 1 to 100 of a-z, 0-9, '.', '_' and '-', \
              beginning with a letter or digit",
-            name.chars().take(120).collect::<String>()
+            shown(name)
         )),
     }
 }
@@ -227,6 +229,7 @@ mod tests {
             (r#"{"anabranch": "0.1", "name": "a", "version": "1", "colour": 1}"#, "colour"),
             (r#"{"anabranch": "0.1", "name": "A b", "version": "1"}"#, "\"A b\""),
             (r#"{"anabranch": "0.1", "name": "a", "version": ""}"#, "version"),
+            ("{\"anabranch\": \"0.1\", \"name\": \"a\", \"version\": \"1\u{202e}0\"}", "version"),
             (
                 r#"{"anabranch": "0.1", "name": "a", "version": "1",
                     "outputs": [{"name": "o", "kind": "stream"}, {"name": "o", "kind": "table"}]}"#,

@@ -16,7 +16,7 @@ use super::call::CallError;
 use super::compile::{Children, CompileError, Compiler, Turn, Turns, Work};
 use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
 use super::description::{Description, DescriptionError};
-use super::imports::{CallScope, HostState, Imports};
+use super::imports::{CallScope, HostState, Imports, reason};
 use super::instance::{Guest, Instance, arm, call_error, new_store};
 use super::limits::Limits;
 use crate::config::Plugins;
@@ -159,7 +159,8 @@ impl Runtime {
         let failed = |reason: String| Error::Load { digest, reason };
         let component = self.compile(component).map_err(|error| failed(format!("{error:#}")))?;
         let pre = self.link(&component).map_err(|error| failed(format!("{error:#}")))?;
-        let plugin = self.describe(digest, pre).map_err(|error| failed(error.to_string()))?;
+        let plugin =
+            self.describe(digest, pre).map_err(|error| failed(reason(&error.to_string())))?;
         #[cfg(feature = "native")]
         let plugin = plugin.natively();
         Ok(Arc::new(plugin))

@@ -9,6 +9,8 @@
 
 use serde_json::{Map, Value};
 
+use super::imports::reason;
+
 /// How deep schemas and configs are followed.
 const MAX_DEPTH: u32 = 32;
 
@@ -29,8 +31,8 @@ pub struct SchemaError {
 pub fn check_config(schema: &Value, config: &Value) -> Result<(), SchemaError> {
     check(schema, config, &mut Vec::new()).map_err(|(path, problem)| SchemaError {
         document: "config",
-        path: dotted(&path),
-        problem,
+        path: reason(&dotted(&path)),
+        problem: reason(&problem),
     })
 }
 
@@ -38,8 +40,8 @@ pub fn check_config(schema: &Value, config: &Value) -> Result<(), SchemaError> {
 pub(super) fn check_schema(schema: &Value) -> Result<(), SchemaError> {
     understand(schema, &mut Vec::new()).map_err(|(path, problem)| SchemaError {
         document: "the config schema",
-        path: dotted(&path),
-        problem,
+        path: reason(&dotted(&path)),
+        problem: reason(&problem),
     })
 }
 

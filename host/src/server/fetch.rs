@@ -210,7 +210,7 @@ impl Cursor {
         self.position = match (from, start) {
             ("latest", _) => self.partition.end_offset(),
             (_, Ok(StartAt::Earliest)) => self.partition.start_offset(),
-            (_, Ok(StartAt::Offset(offset))) => Offset(offset),
+            (_, Ok(StartAt::Offset(offset))) => self.offset(Offset(offset))?,
             (_, Ok(StartAt::Time(ms))) => self.partition.offset_for_time(ms)?,
             (_, Err(_)) => {
                 return Err(Problem::invalid(
@@ -222,6 +222,12 @@ impl Cursor {
             }
         };
         Ok(self)
+    }
+
+    /// An offset that is not beyond the end: of one above all offsets nobody else would say so.
+    fn offset(&self, from: Offset) -> Result<Offset, ReadError> {
+        let (partition, end) = (self.partition.id(), self.partition.end_offset());
+        if from > end { Err(ReadError::BeyondEnd { partition, from, end }) } else { Ok(from) }
     }
 
     /// The next records or swap of a stream.

@@ -142,7 +142,15 @@ fn too_large(request: &Request, most: usize, most_bytes: usize) -> Result<(), Pr
 /// Refuses a request that says twice what can be meant once: the host and a proxy before it might each
 /// believe another.
 fn twice(headers: &HeaderMap) -> Result<(), Problem> {
-    let once = [header::HOST, header::AUTHORIZATION, header::CONTENT_TYPE, header::ORIGIN];
+    const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+    let once = [
+        header::HOST,
+        header::AUTHORIZATION,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::ORIGIN,
+        LAST_EVENT_ID,
+    ];
     match once.iter().find(|name| headers.get_all(*name).iter().nth(1).is_some()) {
         None => Ok(()),
         Some(name) => Err(Problem::invalid(

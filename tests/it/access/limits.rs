@@ -340,8 +340,12 @@ fn what_two_programs_could_read_two_ways_is_refused_or_ends_the_connection() {
         assert!(reply.starts_with("HTTP/1.1 400 "), "{headers:?}: {reply}");
         assert_eq!(reply.matches("HTTP/1.1").count(), 1, "{headers:?}: {reply}");
     }
-    for twice in ["host: example.org", "authorization: Bearer x", "content-type: application/json"]
-    {
+    for twice in [
+        "host: example.org",
+        "authorization: Bearer x",
+        "content-type: application/json",
+        "last-event-id: 1\r\nlast-event-id: 2",
+    ] {
         let reply = post(&format!("{twice}\r\ncontent-length: 0\r\nconnection: close"), "");
         assert!(
             reply.starts_with("HTTP/1.1 400 ") && reply.contains("duplicate_header"),
