@@ -142,8 +142,8 @@ section!(
         /// Bytes that the head may hold before the largest partitions are sealed into segments. More
         /// means larger segments and a longer start.
         head_bytes: u64 = 32 << 20,
-        /// Free bytes on disk below which appends are refused, so that reading, serving and clean-up
-        /// still have room.
+        /// Free bytes on disk below which appends are refused, so that reading, serving, clean-up, and the
+        /// sealing of what the head holds still have room.
         min_free_bytes: u64 = 256 << 20,
         /// Milliseconds that the head may take for one write or sync before the host ends: nobody is
         /// answered meanwhile, and the database below may wait for what never comes. A disk that lives

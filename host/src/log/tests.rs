@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::clock::{ManualClock, SystemClock};
+use crate::simulation::Disk;
 use crate::storage::{FileSystem, OsFileSystem, Storage};
 use crate::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder, TopicId};
 
@@ -113,6 +114,26 @@ fn a_full_disk_refuses_records_and_takes_metadata() {
     let error = log.commit_blocking(Commit { appends, ..Commit::default() }).unwrap_err();
     assert!(matches!(error, CommitError::DiskFull { .. }), "{error}");
     create(&log, 1);
+}
+
+#[test]
+fn a_commit_is_refused_that_would_leave_too_little_free() {
+    let fs: Arc<dyn FileSystem> = Arc::new(Disk::new(7));
+    let clock = ManualClock::new(1_000, 7);
+    let dir = Path::new("/data");
+    let storage = Storage::open(dir, &fs, &(clock.clone() as _)).unwrap();
+    let free = fs.free_bytes(dir).unwrap();
+    let config = LogConfig { min_free_bytes: free - 100_000, ..LogConfig::default() };
+    let log = Log::open(Arc::new(storage), fs, clock, config).unwrap();
+    let id = create(&log, 1);
+    append(&log, id, rows(0, 100));
+    let appends = vec![Append { log: id, partition: P0, records: rows(0, 2_000) }];
+    let error = log.commit_blocking(Commit { appends, ..Commit::default() }).unwrap_err();
+    assert!(
+        matches!(error, CommitError::DiskFull { free_bytes, .. } if free_bytes == free),
+        "{error}"
+    );
+    append(&log, id, rows(100, 100));
 }
 
 #[test]
