@@ -351,7 +351,7 @@ impl Config {
             ("storage.max_partitions", storage.max_partitions.into(), 1, 65_536),
             ("segments.target_bytes", self.segments.target_bytes, 1, TIB),
             ("tasks.workers", tasks.workers as u64, 0, 1_024),
-            ("tasks.batch_max_records", tasks.batch_max_records as u64, 1, 65_536),
+            ("tasks.batch_max_records", tasks.batch_max_records as u64, 1, MIB),
             ("tasks.batch_max_bytes", tasks.batch_max_bytes as u64, 1, MAX_GATHERED_BYTES),
             ("tasks.replay_share", tasks.replay_share.into(), 0, 100),
             ("tasks.commit_max_bytes", tasks.commit_max_bytes as u64, 1, MAX_GATHERED_BYTES),

@@ -45,7 +45,7 @@ pub(super) const OLD: &str = "head.old";
 /// Opens sled in the folder `head`, or creates it.
 pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
     // That file is the last that a new data directory gets: nothing was acknowledged before.
-    if !head.with_file_name("format").exists() {
+    if !is_there(&head.with_file_name("format"))? {
         // A loss of power may have left half of the settings, and sled believes what it finds.
         remove(&head.join(SETTINGS))?;
         let db = open_sled(head)?;
@@ -54,11 +54,11 @@ pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
     }
     let (copy, old) = (head.with_file_name(COPY), head.with_file_name(OLD));
     remove_folder(&copy)?;
-    if old.exists() {
+    if is_there(&old)? {
         remove_folder(head)?;
         rename(&old, head)?;
     }
-    if !head.join("db").exists() {
+    if !is_there(&head.join("db"))? {
         let (place, detail) = (head.display().to_string(), "it is not there".to_owned());
         return Err(Error::Damaged { place, detail });
     }
@@ -90,7 +90,7 @@ pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
 /// Lets go of the original: the storage has found in `head` what it must hold.
 pub(super) fn confirm(head: &Path) -> Result<(), Error> {
     let (copy, old) = (head.with_file_name(COPY), head.with_file_name(OLD));
-    if old.exists() {
+    if is_there(&old)? {
         rename(&old, &copy)?;
         if let Err(error) = remove_folder(&copy) {
             tracing::warn!("{error}; the next start removes it");
@@ -204,6 +204,11 @@ fn open_sled(head: &Path) -> Result<sled::Db, Error> {
 /// Whether sled's file is locked; sled says so in words only.
 fn is_lock(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Other && error.to_string().contains("acquire lock")
+}
+
+/// Whether something is there; what cannot be looked for is not said to be missing.
+fn is_there(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(Error::io("look for", path))
 }
 
 /// The names in a folder, sorted; none where there is no such folder.

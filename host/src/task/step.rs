@@ -190,7 +190,8 @@ impl Task {
         if self.shared.is_stopping() || self.shared.is_held() {
             return self.stand_still(busy);
         }
-        if !has_room && self.is_full() {
+        // Also one that waited for other tasks with its commit, and was woken: it must not gather on.
+        if self.is_full() && (!has_room || !self.send()?) {
             return Ok(Stepped::Wait);
         }
         let bound = self.bound();
