@@ -114,6 +114,11 @@ impl PartitionReader {
         self.executor = executor;
     }
 
+    /// Whether it holds a block of a file.
+    pub(super) fn holds_block(&self) -> bool {
+        self.block.is_some() || self.ahead.is_some()
+    }
+
     /// The partition it reads.
     pub fn partition(&self) -> &Arc<Partition> {
         &self.partition

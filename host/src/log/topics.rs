@@ -342,6 +342,11 @@ impl TopicReader {
         Self { executor, ..self }
     }
 
+    /// Lets go of what it has read; returns whether that was a block of a file.
+    pub fn rest(&mut self) -> bool {
+        self.physical.take().is_some_and(|reader| reader.holds_block())
+    }
+
     /// What is at and after `from` and before `to`, as much as lies together within the limits.
     pub fn read(
         &mut self,

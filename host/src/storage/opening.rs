@@ -287,6 +287,46 @@ mod tests {
     }
 
     #[test]
+    fn a_head_that_was_being_written_anew_opens_wherever_that_ended() {
+        let home = tempfile::tempdir().unwrap();
+        for step in 0..5 {
+            let dir = home.path().join(step.to_string());
+            std::fs::create_dir(&dir).unwrap();
+            let (head, copy) = (dir.join("head"), dir.join(COPY));
+            let db = open_sled(&head).unwrap();
+            for round in 0..48_u8 {
+                (0..16_u8).for_each(|key| drop(db.insert([key], vec![round; 60_000]).unwrap()));
+            }
+            db.flush().unwrap();
+            assert!(rewrite(&db, &head).unwrap());
+            drop(db);
+            std::fs::write(dir.join("format"), "").unwrap();
+            match step {
+                0 => std::fs::remove_file(copy.join("conf")).unwrap(),
+                1 => {}
+                2 => rename(&head, &dir.join(OLD)).unwrap(),
+                3 => replace(&head).unwrap(),
+                _ => {
+                    replace(&head).unwrap();
+                    rename(&dir.join(OLD), &copy).unwrap();
+                    std::fs::remove_file(copy.join("db")).unwrap();
+                }
+            }
+            let open = SledHead::open(&head).unwrap();
+            let mut next = 0;
+            open.scan(b"", &mut |key, value| {
+                assert_eq!((key, value), (&[next][..], &[47; 60_000][..]), "{step}");
+                next += 1;
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(next, 16, "{step}");
+            open.sync().unwrap();
+            assert!(!dir.join(OLD).exists() && !copy.exists(), "{step}");
+        }
+    }
+
+    #[test]
     fn what_no_sync_confirmed_is_taken_back() {
         let dir = tempfile::tempdir().unwrap();
         let (head, old) = (dir.path().join("head"), dir.path().join(OLD));

@@ -157,11 +157,12 @@ impl Source {
     }
 
     /// Lets go of the blocks of files that were read: a task with nothing to read holds none.
-    pub fn rest(&mut self, spec: &TaskSpec) {
-        for (input, topic) in self.inputs.iter_mut().zip(&spec.inputs) {
-            input.reader = topic.partition(spec.partition).map(|p| p.reader());
+    pub fn rest(&mut self) {
+        let readers = self.inputs.iter_mut().filter_map(|input| input.reader.as_mut());
+        // Whoever follows the newest records has read no file, and leaves the memory to those that do.
+        if readers.fold(false, |held, reader| reader.rest() | held) {
+            release_memory();
         }
-        release_memory();
     }
 
     /// The next offset to be taken from each input.

@@ -401,7 +401,7 @@ impl Task {
             if !ahead {
                 self.shared.set_reached(bound.0.clone());
             }
-            running.source.rest(&self.spec);
+            running.source.rest();
             self.shared.set_run(RunState::Idle);
         }
         Ok(Stepped::Wait)
