@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::crash::is_left_out;
-use super::opening;
+use super::opening::{self, Sled};
 use super::store::Error;
 use crate::threads::quietly;
 
@@ -38,7 +38,7 @@ pub trait Head: Send + Sync {
 /// sled. Its flush ends in sync_file_range, which is no fsync: we do that on a descriptor of our own.
 pub struct SledHead {
     /// There until it is dropped.
-    db: Option<sled::Db>,
+    db: Option<Sled>,
     db_file: std::fs::File,
     dir: PathBuf,
     /// Whether it was synced since it was opened.
@@ -121,7 +121,7 @@ impl Drop for SledHead {
         // Nothing is made of a head in which not everything was found, or that refused something.
         let is_sound =
             self.is_confirmed.load(Ordering::SeqCst) && !self.has_failed.load(Ordering::SeqCst);
-        // sled panics where it cannot sync at its end. What was acknowledged is durable.
+        // Nothing that was acknowledged needs what is done here.
         let ended = guarded(&self.dir, || {
             let is_rewritten = is_sound && opening::rewrite(&db, &self.dir)?;
             drop(db);

@@ -19,7 +19,8 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::head::{guarded, sled_error};
@@ -42,8 +43,36 @@ const COPY: &str = "head.copy";
 /// Where the original waits, beside the head.
 pub(super) const OLD: &str = "head.old";
 
+/// sled, open in a folder. At its end it panics where it cannot sync; what was acknowledged is durable.
+pub(super) struct Sled {
+    /// There until the end.
+    db: Option<sled::Db>,
+    head: PathBuf,
+}
+
+impl Deref for Sled {
+    type Target = sled::Db;
+
+    fn deref(&self) -> &sled::Db {
+        self.db.as_ref().expect("only the end takes it")
+    }
+}
+
+impl Drop for Sled {
+    fn drop(&mut self) {
+        let db = self.db.take();
+        let ended = guarded(&self.head, || {
+            drop(db);
+            Ok(())
+        });
+        if let Err(error) = ended {
+            tracing::warn!("closing: {error}");
+        }
+    }
+}
+
 /// Opens sled in the folder `head`, or creates it.
-pub(super) fn open(head: &Path) -> Result<sled::Db, Error> {
+pub(super) fn open(head: &Path) -> Result<Sled, Error> {
     // That file is the last that a new data directory gets: nothing was acknowledged before.
     if !is_there(&head.with_file_name("format"))? {
         // A loss of power may have left half of the settings, and sled believes what it finds.
@@ -149,7 +178,7 @@ pub(super) fn replace(head: &Path) -> Result<(), Error> {
 }
 
 /// Opens a durable copy of what sled has in `head`.
-fn open_copy(head: &Path, copy: &Path) -> Result<sled::Db, Error> {
+fn open_copy(head: &Path, copy: &Path) -> Result<Sled, Error> {
     // A host that was killed may have left what is not synced. It will be shown, so it must stay.
     make_durable(head)?;
     std::fs::create_dir(copy).map_err(Error::io("create", copy))?;
@@ -176,7 +205,7 @@ fn make_durable(head: &Path) -> Result<(), Error> {
     sync(head)
 }
 
-fn open_sled(head: &Path) -> Result<sled::Db, Error> {
+fn open_sled(head: &Path) -> Result<Sled, Error> {
     // The directory is this process's alone by now. Who may still hold sled's own lock is a thread of
     // a sled that was just closed here: it lets go by itself, but drop does not wait for it.
     let mut tries_left = LOCK_TRIES;
@@ -193,8 +222,8 @@ fn open_sled(head: &Path) -> Result<sled::Db, Error> {
                 Err(other) => Err(sled_error("open", head, other)),
             }
         })?;
-        if let Some(db) = opened {
-            return Ok(db);
+        if opened.is_some() {
+            return Ok(Sled { db: opened, head: head.to_owned() });
         }
         tries_left -= 1;
         std::thread::sleep(LOCK_WAIT);
