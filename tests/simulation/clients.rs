@@ -67,7 +67,7 @@ pub struct Seen {
 }
 
 /// What the clients of a history know.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Journal {
     pub plugin: String,
     pub requests: Vec<Request>,
@@ -78,6 +78,8 @@ pub struct Journal {
     salts: u64,
     /// Whether the follower may stop once it has read all.
     pub over: bool,
+    /// Whether the disk has failed: a candidate may have, too.
+    pub forgiving: bool,
 }
 
 impl Journal {
@@ -150,6 +152,7 @@ impl Producer {
             let done =
                 move |result: Result<crate::deployment::Produced, crate::deployment::Error>| {
                     scheduler::note(&format!("request {index}: {result:?}"));
+                    world.has_a_reason("a request", result.as_ref().err());
                     let fate = match result {
                         Ok(produced) => {
                             let ends = produced.partitions.into_iter();
@@ -242,8 +245,9 @@ impl Operator {
             Ok(status) => scheduler::note(&format!("{what} {name}: live is {}", status.live)),
             Err(error) => {
                 scheduler::note(&format!("{what} {name}: {error}"));
+                self.world.has_a_reason(what, Some(&error));
                 let expected = matches!(error.kind, Kind::Conflict | Kind::Unavailable);
-                assert!(expected, "{what} {name}: {error}");
+                assert!(expected || self.world.is_blamed(&error.message), "{what}: {error:?}");
             }
         }
     }
@@ -312,6 +316,8 @@ impl Follower {
         match end {
             Ok(next) => seen.next = next,
             Err(ReadError::Retired { next, .. }) => (seen.next, seen.missed) = (next.0, true),
+            // It asks again.
+            Err(error) if self.world.is_blamed(&error.to_string()) => return false,
             Err(error) => panic!("{topic}/{partition} from {from}: {error}"),
         }
         seen.items.extend(items);

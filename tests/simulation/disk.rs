@@ -4,11 +4,12 @@
 //! part of either: single sectors of a file, some of the names. The head keeps the first of the batches
 //! that were applied since its last sync.
 //!
-//! Asked for, one write or sync of the head fails. What that sync should have kept may then be read and is
-//! durable no more, as after an fsync that failed.
+//! Asked for, the Nth operation fails ([`Fault`]), or it and all after it. Half of a write that fails is
+//! done. What a sync that failed should have kept may still be read and is durable no more, whatever is
+//! synced later, as after an fsync that failed.
 //!
 //! **Invariant:** nothing that a host does after it was lost reaches the disk. What a loss keeps is a
-//! function of the disk's seed.
+//! function of the disk's seed, and which operation fails is a function of the plan and the history.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -19,8 +20,10 @@ use std::time::Duration;
 use crate::storage::{Entry, Error, File, FileSystem, Head, HeadChanges, HeadSee as See};
 use crate::threads::scheduler::{self, Random};
 
-/// What a fault says.
-pub const FAULT: &str = "the disk failed, as planned";
+/// EIO.
+pub const IO_ERROR: i32 = 5;
+/// ENOSPC, which only operations meet that may need space.
+pub const NO_SPACE: i32 = 28;
 /// What a disk writes at once.
 const SECTOR_BYTES: usize = 512;
 /// How much of the disk is free: enough.
@@ -40,6 +43,47 @@ struct Content {
     bytes: Vec<u8>,
     synced: Vec<u8>,
     dirty: bool,
+    /// Whether a sync failed: what was written is never synced any more.
+    broken: bool,
+}
+
+/// How the disk fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// How many operations succeed before, of those that can fail so.
+    pub after: u64,
+    /// [`IO_ERROR`] or [`NO_SPACE`].
+    pub errno: i32,
+    /// Whether all after it fail, too.
+    pub lasts: bool,
+}
+
+/// An operation that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    pub what: &'static str,
+    pub path: PathBuf,
+}
+
+impl Failed {
+    /// Whether an error names the file, or the folder in which it is.
+    pub fn is_named_in(&self, words: &str) -> bool {
+        let path = self.path.to_string_lossy();
+        let path = path.trim_end_matches(".tmp");
+        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        // The data directory itself says nothing.
+        words.contains(path) || (folder.split('/').count() > 3 && words.contains(folder))
+    }
+}
+
+/// What an operation does to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Reads,
+    /// Gives space back.
+    Removes,
+    /// May need space.
+    Grows,
 }
 
 /// A change of names that a loss may undo: paths and what they then are.
@@ -77,8 +121,10 @@ struct State {
     files: Vec<Content>,
     heads: BTreeMap<PathBuf, HeadContent>,
     locked: BTreeSet<PathBuf>,
-    /// How many more writes and syncs of the head succeed before one fails.
-    until_fault: Option<u64>,
+    fault: Option<Fault>,
+    /// Whether operations neither count nor fail for now.
+    spared: bool,
+    failed: Vec<Failed>,
 }
 
 /// The disk. Clones are the same one.
@@ -97,7 +143,9 @@ impl Disk {
             files: Vec::new(),
             heads: BTreeMap::new(),
             locked: BTreeSet::new(),
-            until_fault: None,
+            fault: None,
+            spared: false,
+            failed: Vec::new(),
         })))
     }
 
@@ -107,7 +155,7 @@ impl Disk {
         let files = state.files.iter().map(|content| Content {
             bytes: content.bytes.clone(),
             synced: content.bytes.clone(),
-            dirty: false,
+            ..Content::default()
         });
         let heads = state.heads.iter().map(|(dir, head)| {
             let (now, synced) = (head.now.clone(), head.now.clone());
@@ -121,13 +169,36 @@ impl Disk {
             files: files.collect(),
             heads: heads.collect(),
             locked: BTreeSet::new(),
-            until_fault: None,
+            fault: None,
+            spared: false,
+            failed: Vec::new(),
         })))
     }
 
-    /// Has a write or sync of the head fail after so many, or none any more.
-    pub fn fail_after(&self, operations: Option<u64>) {
-        self.state().until_fault = operations;
+    /// Has the disk fail, or not any more.
+    pub fn plan(&self, fault: Option<Fault>) {
+        let mut state = self.state();
+        (state.fault, state.spared) = (fault, false);
+        state.failed.clear();
+    }
+
+    /// Neither counts nor fails what is done within: the reading of checks.
+    pub fn spare<T>(&self, within: impl FnOnce() -> T) -> T {
+        self.state().spared = true;
+        let done = within();
+        self.state().spared = false;
+        done
+    }
+
+    /// Whether it has failed and goes on failing.
+    pub fn fails_for_good(&self) -> bool {
+        let state = self.state();
+        state.fault.is_some() && !state.failed.is_empty()
+    }
+
+    /// What has failed since it was planned.
+    pub fn failed(&self) -> Vec<Failed> {
+        self.state().failed.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -141,6 +212,17 @@ impl Disk {
             return Err(io::Error::other("the host was lost"));
         }
         Ok(self.state())
+    }
+
+    /// One operation that fails before it has done anything, if it is its turn.
+    fn operate(
+        &self,
+        what: &'static str,
+        effect: Effect,
+        path: &Path,
+    ) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.begin(what)?;
+        state.fails(what, effect, path).map_or(Ok(state), Err)
     }
 
     /// Loses what was not synced, or some of it.
@@ -161,8 +243,10 @@ impl Disk {
         let whole = synced.clone();
         synced.retain(|path, _| path.ancestors().all(|above| whole.contains_key(above)));
         names.clone_from(synced);
-        for content in files.iter_mut().filter(|content| content.dirty) {
-            content.tear(random);
+        for content in files.iter_mut() {
+            if content.dirty || content.broken {
+                content.tear(random);
+            }
         }
         heads.retain(|dir, _| names.contains_key(dir));
         for head in heads.values_mut() {
@@ -188,7 +272,14 @@ impl Content {
                 kept[at..at + there.len()].copy_from_slice(there);
             }
         }
-        (self.synced, self.bytes, self.dirty) = (kept.clone(), kept, false);
+        *self = Self { synced: kept.clone(), bytes: kept, ..Self::default() };
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: usize) {
+        let end = offset + bytes.len();
+        self.bytes.resize(self.bytes.len().max(end), 0);
+        self.bytes[offset..end].copy_from_slice(bytes);
+        self.dirty = true;
     }
 }
 
@@ -213,6 +304,24 @@ impl State {
         }
     }
 
+    /// The error of this operation, if it is the one that fails.
+    fn fails(&mut self, what: &'static str, effect: Effect, path: &Path) -> Option<io::Error> {
+        let fault = self.fault.as_mut().filter(|_| !self.spared)?;
+        if fault.errno == NO_SPACE && effect != Effect::Grows {
+            return None;
+        }
+        if let Some(left) = fault.after.checked_sub(1) {
+            fault.after = left;
+            return None;
+        }
+        let errno = fault.errno;
+        if !fault.lasts {
+            self.fault = None;
+        }
+        self.failed.push(Failed { what, path: path.to_owned() });
+        Some(io::Error::from_raw_os_error(errno))
+    }
+
     fn change(&mut self, renaming: Renaming) -> io::Result<()> {
         for (path, _) in &renaming {
             if path.parent().is_some_and(|parent| self.names.get(parent) != Some(&Node::Folder)) {
@@ -228,11 +337,12 @@ impl State {
 struct OpenFile {
     disk: Disk,
     file: usize,
+    path: PathBuf,
 }
 
 impl File for OpenFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let state = self.disk.begin("read")?;
+        let state = self.disk.operate("read", Effect::Reads, &self.path)?;
         let bytes = &state.files[self.file].bytes;
         let range = offset as usize..offset as usize + buffer.len();
         buffer.copy_from_slice(bytes.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -241,12 +351,10 @@ impl File for OpenFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut state = self.disk.begin("write")?;
-        let content = &mut state.files[self.file];
-        let end = offset as usize + bytes.len();
-        content.bytes.resize(content.bytes.len().max(end), 0);
-        content.bytes[offset as usize..end].copy_from_slice(bytes);
-        content.dirty = true;
-        Ok(())
+        let failed = state.fails("write", Effect::Grows, &self.path);
+        let done = if failed.is_some() { bytes.len() / 2 } else { bytes.len() };
+        state.files[self.file].write(&bytes[..done], offset as usize);
+        failed.map_or(Ok(()), Err)
     }
 
     /// This disk writes when it is asked to sync.
@@ -255,14 +363,19 @@ impl File for OpenFile {
     fn sync(&self) -> io::Result<()> {
         wait_for_disk();
         let mut state = self.disk.begin("sync")?;
+        let failed = state.fails("sync", Effect::Grows, &self.path);
         let content = &mut state.files[self.file];
-        content.synced.clone_from(&content.bytes);
-        content.dirty = false;
-        Ok(())
+        content.broken |= failed.is_some();
+        if !content.broken {
+            content.synced.clone_from(&content.bytes);
+            content.dirty = false;
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.begin("length")?.files[self.file].bytes.len() as u64)
+        let state = self.disk.operate("length", Effect::Reads, &self.path)?;
+        Ok(state.files[self.file].bytes.len() as u64)
     }
 }
 
@@ -272,7 +385,7 @@ fn wait_for_disk() {
 
 impl FileSystem for Disk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let mut state = self.begin("create")?;
+        let mut state = self.operate("create", Effect::Grows, path)?;
         let file = match state.file(path) {
             Ok(file) => {
                 state.files[file].bytes.clear();
@@ -286,28 +399,28 @@ impl FileSystem for Disk {
                 file
             }
         };
-        Ok(Box::new(OpenFile { disk: self.clone(), file }))
+        Ok(Box::new(OpenFile { disk: self.clone(), file, path: path.to_owned() }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn File>> {
-        let file = self.begin("open")?.file(path)?;
-        Ok(Box::new(OpenFile { disk: self.clone(), file }))
+        let file = self.operate("open", Effect::Reads, path)?.file(path)?;
+        Ok(Box::new(OpenFile { disk: self.clone(), file, path: path.to_owned() }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut state = self.begin("rename")?;
+        let mut state = self.operate("rename", Effect::Grows, from)?;
         let file = state.file(from)?;
         state.change(vec![(from.to_owned(), None), (to.to_owned(), Some(Node::File(file)))])
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.begin("remove")?;
+        let mut state = self.operate("remove", Effect::Removes, path)?;
         state.file(path)?;
         state.change(vec![(path.to_owned(), None)])
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<Entry>> {
-        let state = self.begin("list")?;
+        let state = self.operate("list", Effect::Reads, dir)?;
         if !state.names.contains_key(dir) {
             return Err(not_found(dir));
         }
@@ -325,7 +438,7 @@ impl FileSystem for Disk {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        let mut state = self.begin("create folder")?;
+        let mut state = self.operate("create folder", Effect::Grows, dir)?;
         let mut above: Vec<_> = dir.ancestors().collect();
         above.reverse();
         for folder in above {
@@ -339,30 +452,34 @@ impl FileSystem for Disk {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         wait_for_disk();
         let mut state = self.begin("sync folder")?;
+        let failed = state.fails("sync folder", Effect::Grows, dir);
         let State { synced, unsynced, .. } = &mut *state;
         for renaming in unsynced.iter_mut() {
             let (inside, elsewhere): (Vec<_>, Vec<_>) =
                 renaming.drain(..).partition(|(path, _)| path.parent() == Some(dir));
-            rename(synced, inside);
+            if failed.is_none() {
+                rename(synced, inside);
+            }
             *renaming = elsewhere;
         }
         unsynced.retain(|renaming| !renaming.is_empty());
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
-    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
-        Ok(FREE_BYTES)
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.operate("ask for free space of", Effect::Reads, path).map(|_| FREE_BYTES)
     }
 
     fn open_head(&self, dir: &Path) -> Result<Box<dyn Head>, Error> {
         self.create_dir_all(dir).map_err(Error::io("open", dir))?;
-        let mut state = self.begin("open head").map_err(Error::io("open", dir))?;
+        let opened = self.operate("open head", Effect::Grows, dir);
+        let mut state = opened.map_err(Error::io("open", dir))?;
         state.heads.entry(dir.to_owned()).or_default();
         Ok(Box::new(DiskHead { disk: self.clone(), dir: dir.to_owned() }))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Option<Box<dyn Send + Sync>>> {
-        let free = self.begin("lock")?.locked.insert(path.to_owned());
+        let free = self.operate("lock", Effect::Grows, path)?.locked.insert(path.to_owned());
         let lock = Lock { disk: self.clone(), path: path.to_owned() };
         Ok(free.then(|| Box::new(lock) as Box<dyn Send + Sync>))
     }
@@ -385,31 +502,32 @@ struct DiskHead {
 }
 
 impl DiskHead {
-    fn with<T>(&self, what: &str, then: impl FnOnce(&mut HeadContent) -> T) -> Result<T, Error> {
-        let mut state = self.disk.begin(what).map_err(Error::io("use", &self.dir))?;
+    fn read<T>(&self, then: impl FnOnce(&mut HeadContent) -> T) -> Result<T, Error> {
+        let state = self.disk.operate("read", Effect::Reads, &self.dir);
+        let mut state = state.map_err(Error::io("read", &self.dir))?;
         Ok(then(state.heads.entry(self.dir.clone()).or_default()))
     }
 
-    /// Whether this write or sync is the one that fails.
-    fn fails(&self) -> bool {
-        let mut state = self.disk.state();
-        let left = state.until_fault;
-        state.until_fault = left.and_then(|left| left.checked_sub(1));
-        left == Some(0)
-    }
-
-    fn fault(&self, what: &'static str) -> Error {
-        Error::io(what, &self.dir)(io::Error::other(FAULT))
+    /// Hands on whether the operation fails, too, as it may have done something even then.
+    fn write(
+        &self,
+        what: &'static str,
+        then: impl FnOnce(&mut HeadContent, bool),
+    ) -> Result<(), Error> {
+        let mut state = self.disk.begin(what).map_err(Error::io("use", &self.dir))?;
+        let failed = state.fails(what, Effect::Grows, &self.dir);
+        then(state.heads.entry(self.dir.clone()).or_default(), failed.is_some());
+        failed.map_or(Ok(()), |e| Err(Error::io(what, &self.dir)(e)))
     }
 }
 
 impl Head for DiskHead {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.with("head get", |head| head.now.get(key).cloned())
+        self.read(|head| head.now.get(key).cloned())
     }
 
     fn scan(&self, prefix: &[u8], see: See<'_>) -> Result<(), Error> {
-        let found: Vec<_> = self.with("head scan", |head| {
+        let found: Vec<_> = self.read(|head| {
             let from = head.now.range(prefix.to_vec()..);
             let found = from.take_while(|(key, _)| key.starts_with(prefix));
             found.map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -418,22 +536,18 @@ impl Head for DiskHead {
     }
 
     fn apply(&self, changes: HeadChanges) -> Result<(), Error> {
-        let fails = self.fails();
-        self.with("head apply", |head| {
+        self.write("write", |head, _| {
             change(&mut head.now, changes.clone());
             head.unsynced.push(changes);
-        })?;
-        if fails { Err(self.fault("write")) } else { Ok(()) }
+        })
     }
 
     fn sync(&self) -> Result<(), Error> {
         wait_for_disk();
-        let fails = self.fails();
-        self.with("head sync", |head| match fails {
+        self.write("sync", |head, fails| match fails {
             true => head.unsynced.clear(),
             false => head.keep(head.unsynced.len()),
-        })?;
-        if fails { Err(self.fault("sync")) } else { Ok(()) }
+        })
     }
 }
 

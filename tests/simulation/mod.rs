@@ -19,8 +19,9 @@ mod scheduler;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use self::disk::Disk;
-use self::history::{Outcome, run};
+use self::disk::NO_SPACE;
+pub use self::disk::{Disk, Fault, IO_ERROR};
+use self::history::{Outcome, every_operation, run};
 use crate::threads::Bug;
 
 /// Histories that CI runs. A planted bug must show within as many.
@@ -102,6 +103,39 @@ fn one() {
     let seed = variable("SEED");
     let outcome = run(seed.unwrap_or(CI_SEED), None, seed.is_some());
     assert_eq!(outcome.failure, None, "{outcome:?}");
+}
+
+/// The first, the second, the third … operation of the disk fails, in each way, until a life is clean.
+/// `SEED=1 ERRNO=5 LASTS=0 AFTER=50` has that one fail alone, and prints every step.
+#[test]
+fn every_operation_of_the_disk_fails_once() {
+    let seed = variable("SEED").unwrap_or(CI_SEED);
+    if let Some(after) = variable("AFTER") {
+        let errno = variable("ERRNO").map_or(IO_ERROR, |errno| errno as i32);
+        let way = (errno, variable("LASTS") == Some(1));
+        every_operation(seed, way, None, Some(after)).unwrap();
+        return;
+    }
+    std::thread::scope(|scope| {
+        for errno in [IO_ERROR, NO_SPACE] {
+            scope.spawn(move || {
+                for lasts in [false, true] {
+                    let operations = every_operation(seed, (errno, lasts), None, None).unwrap();
+                    println!("error {errno}, lasting: {lasts}: {operations} operations");
+                    assert!(operations > 100, "SEED={seed}: {operations} operations");
+                }
+            });
+        }
+    });
+}
+
+/// A host that does not heed a failed sync of its head acknowledges what is lost.
+#[test]
+fn an_unheeded_sync_is_found() {
+    let found = every_operation(CI_SEED, (IO_ERROR, false), Some(Bug::UnheededSync), None);
+    let found = found.expect_err("it is not found");
+    println!("{found}");
+    assert!(found.contains("sync"), "another operation shows it: {found}");
 }
 
 #[test]

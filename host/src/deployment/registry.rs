@@ -735,6 +735,7 @@ pub(super) fn commit_refused(error: CommitError) -> Error {
         }
         CommitError::Invalid { .. } => (Kind::Invalid, "invalid"),
         CommitError::DiskFull { .. } => (Kind::Unavailable, "disk_full"),
+        CommitError::Unread { .. } => (Kind::Unavailable, "cannot_read"),
         CommitError::Stopped { .. } => (Kind::Unavailable, "storage_failed"),
     };
     Error::new(kind, code, error.to_string())

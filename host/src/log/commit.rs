@@ -173,6 +173,14 @@ pub enum CommitError {
         /// The limit.
         min_free_bytes: u64,
     },
+    /// What the commit depends on cannot be read. The next one may be.
+    #[error(
+        "commit refused, because it depends on what cannot be read: {reason}; nothing of it was written"
+    )]
+    Unread {
+        /// Why.
+        reason: String,
+    },
     /// Storage failed, or the log is closed. Final.
     #[error("the log has stopped: {reason}")]
     Stopped {

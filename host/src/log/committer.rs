@@ -356,7 +356,7 @@ fn check(shared: &Shared, catalog: &Catalog, commit: &Commit) -> Result<(), Comm
     let foreign = |key: &[u8]| !key.first().is_some_and(|first| keys::METADATA.contains(first));
     for guard in &commit.guards {
         let found = shared.storage.get(&guard.key);
-        let found = found.map_err(|e| CommitError::Stopped { reason: e.to_string() })?;
+        let found = found.map_err(|e| CommitError::Unread { reason: e.to_string() })?;
         if found != guard.expected {
             return Err(CommitError::Fenced { key: guard.key.escape_ascii().to_string() });
         }

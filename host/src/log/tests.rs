@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::clock::{ManualClock, SystemClock};
-use crate::simulation::Disk;
+use crate::simulation::{Disk, Fault, IO_ERROR};
 use crate::storage::{FileSystem, OsFileSystem, Storage};
 use crate::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder, TopicId};
 
@@ -102,6 +102,25 @@ fn a_refused_commit_leaves_no_trace() {
     log.close();
     let error = log.commit_blocking(Commit::default()).unwrap_err();
     assert!(matches!(error, CommitError::Stopped { .. }), "{error}");
+}
+
+#[test]
+fn a_guard_that_cannot_be_read_refuses_one_commit_and_stops_nothing() {
+    let disk = Disk::new(1);
+    let (fs, clock) = (Arc::new(disk.clone()) as Arc<dyn FileSystem>, ManualClock::new(1_000, 7));
+    let storage = Storage::open(Path::new("/data"), &fs, &(clock.clone() as _)).unwrap();
+    let log = Log::open(Arc::new(storage), fs, clock, LogConfig::default()).unwrap();
+    let guarded = || Commit {
+        guards: vec![Guard { key: b"g/epoch".to_vec(), expected: None }],
+        metadata: vec![(b"g/epoch".to_vec(), Some(vec![1]))],
+        ..Commit::default()
+    };
+    disk.plan(Some(Fault { after: 0, errno: IO_ERROR, lasts: false }));
+    let error = log.commit_blocking(guarded()).unwrap_err();
+    assert!(matches!(error, CommitError::Unread { .. }), "{error}");
+    assert!(error.to_string().contains("/data/head"), "{error}");
+    assert_eq!(log.metadata_get(b"g/epoch").unwrap(), None);
+    log.commit_blocking(guarded()).unwrap();
 }
 
 #[test]

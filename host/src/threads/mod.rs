@@ -50,6 +50,8 @@ pub fn pass(_place: &str) {
 pub enum Bug {
     /// Commits are answered before the head is synced.
     LostFsync,
+    /// A sync of the head that fails is taken for one that does not.
+    UnheededSync,
     /// A task's commit to the head is applied twice, the second time without its guards.
     DoubleCommit,
     /// A generation goes live before it has come to where the live one stands.
