@@ -110,14 +110,16 @@ fn check_target(data: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
     }
     match not_replaceable(data).map_err(failed("look at", data))? {
         None => Ok(()),
-        Some(what) => {
-            let message = format!(
-                "{} is {what}, which cannot be replaced in one step: name a directory that is not there, below it or elsewhere",
-                data.display()
-            );
-            Err(Error::new(Kind::Conflict, "target_not_replaceable", message))
-        }
+        Some(what) => Err(stays_as_it_is(data, what)),
     }
+}
+
+fn stays_as_it_is(data: &Path, what: &str) -> Error {
+    let message = format!(
+        "{} is {what}, which cannot be replaced in one step: name a directory that is not there, below it or elsewhere",
+        data.display()
+    );
+    Error::new(Kind::Conflict, "target_not_replaceable", message)
 }
 
 fn not_empty(data: &Path) -> Error {
@@ -143,12 +145,20 @@ fn clear(unfinished: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
 
 /// Gives a directory that was made its name, durably.
 fn put_in_place(unfinished: &Path, data: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
-    fs.rename(unfinished, data).map_err(|e| match e.kind() {
-        io::ErrorKind::DirectoryNotEmpty => not_empty(data),
-        _ => failed("rename to", data)(e),
-    })?;
+    fs.rename(unfinished, data).map_err(|e| not_put_in_place(data, e))?;
     let parent = data.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs.sync_dir(parent).map_err(failed("sync", parent))
+}
+
+/// Why the target was not replaced. A folder that is mounted from the same disk is found only now.
+fn not_put_in_place(data: &Path, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::DirectoryNotEmpty => not_empty(data),
+        io::ErrorKind::ResourceBusy | io::ErrorKind::CrossesDevices => {
+            stays_as_it_is(data, "a mount point")
+        }
+        _ => failed("rename to", data)(error),
+    }
 }
 
 fn refused(error: storage::Error) -> Error {
@@ -213,5 +223,25 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let message =
             format!("{message}: {e}; check that there is space and that it may be written");
         Error::new(Kind::Unavailable, "restore_failed", message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_that_cannot_be_replaced_is_told_from_a_disk_that_refuses() {
+        let told = |errno| not_put_in_place(Path::new("/d"), io::Error::from_raw_os_error(errno));
+        // EBUSY, EXDEV, ENOTEMPTY, ENOSPC.
+        for (errno, code) in [
+            (16, "target_not_replaceable"),
+            (18, "target_not_replaceable"),
+            (39, "target_not_empty"),
+            (28, "restore_failed"),
+        ] {
+            assert_eq!(told(errno).code, code, "{}", told(errno));
+        }
+        assert!(told(16).message.contains("/d is a mount point"), "{}", told(16));
     }
 }

@@ -7,7 +7,7 @@
 //! against its crc32c; every key whose value was not intact is handed on as such. Nothing is called
 //! damaged but what was read and is wrong, or is known not to be there.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -117,7 +117,14 @@ pub struct HeadExam {
     /// starts believes it.
     settings: Option<Vec<u8>>,
     scratch: tempfile::TempDir,
+    /// Taken for as long as the copy is used.
+    _lock: File,
 }
+
+/// How the names of folders of copies begin.
+const SCRATCH: &str = "anabranch-doctor-";
+/// What such a folder may hold: the copy, and what [`HeadExam::blame`] writes.
+const IN_SCRATCH: [&str; 2] = ["head", "probe"];
 
 impl HeadExam {
     /// Copies the head of `dir` into a new folder below `scratch`, which goes with the examination.
@@ -125,8 +132,9 @@ impl HeadExam {
     /// # Errors
     /// When it cannot be copied.
     pub fn copy(dir: &Path, scratch: &Path) -> Result<Self, Error> {
-        let made = tempfile::Builder::new().prefix("anabranch-doctor-").tempdir_in(scratch);
-        let made = made.map_err(Error::io("create a folder (see --scratch) below", scratch))?;
+        remove_left_over(scratch);
+        let (made, lock) = make_scratch(scratch)
+            .map_err(Error::io("create a folder (see --scratch) below", scratch))?;
         let is_there = |path: &Path| path.try_exists().map_err(Error::io("look for", path));
         // A start that was refused or ended leaves the original beside what it was recovered to.
         let (head, old) = (dir.join("head"), dir.join(OLD));
@@ -135,7 +143,7 @@ impl HeadExam {
             copy_folder(&head, &made.path().join("head"))?;
         }
         let settings = std::fs::read(made.path().join("head").join(SETTINGS)).ok();
-        Ok(Self { dir: dir.to_owned(), settings, scratch: made })
+        Ok(Self { dir: dir.to_owned(), settings, scratch: made, _lock: lock })
     }
 
     /// Hands every key of the head to `see`, with the sequence of its commit and its value, or with
@@ -240,6 +248,40 @@ impl HeadExam {
     }
 }
 
+/// Makes a folder below `scratch` and takes it.
+fn make_scratch(scratch: &Path) -> io::Result<(tempfile::TempDir, File)> {
+    loop {
+        let made = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(scratch)?;
+        let lock = File::open(made.path())?;
+        // Another doctor may have found it before it was taken, and removed it. Where nothing can be
+        // taken, none does.
+        let is_found = matches!(lock.try_lock(), Err(TryLockError::WouldBlock));
+        if !is_found && made.path().try_exists()? {
+            return Ok((made, lock));
+        }
+    }
+}
+
+/// Removes what doctors that were killed left below `scratch`: copies of heads, which nobody uses.
+fn remove_left_over(scratch: &Path) {
+    for entry in std::fs::read_dir(scratch).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_string_lossy().starts_with(SCRATCH)
+            && entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let Some(lock) = is_ours.then(|| File::open(entry.path()).ok()).flatten() else { continue };
+        let mut inside = std::fs::read_dir(entry.path()).into_iter().flatten();
+        let is_known = |inside: io::Result<std::fs::DirEntry>| {
+            inside.is_ok_and(|file| IN_SCRATCH.iter().any(|name| file.file_name() == *name))
+        };
+        if inside.all(is_known) && lock.try_lock().is_ok() {
+            let path = entry.path();
+            match std::fs::remove_dir_all(&path) {
+                Ok(()) => tracing::info!("removed {}, which a killed doctor left", path.display()),
+                Err(e) => tracing::warn!("cannot remove {}: {e}; remove it", path.display()),
+            }
+        }
+    }
+}
+
 fn copy_folder(from: &Path, to: &Path) -> Result<(), Error> {
     std::fs::create_dir_all(to).map_err(Error::io("create (see --scratch)", to))?;
     for entry in std::fs::read_dir(from).map_err(Error::io("list", from))? {
@@ -257,4 +299,27 @@ fn copy_folder(from: &Path, to: &Path) -> Result<(), Error> {
         copied.map_err(Error::io("copy to a scratch folder (see --scratch)", &path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_doctor_left_is_removed_and_nothing_else() {
+        let (scratch, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let below = |path: &str| scratch.path().join(path);
+        for file in ["anabranch-doctor-left/head/db", "anabranch-doctor-mine/notes", "head/db"] {
+            std::fs::create_dir_all(below(file).parent().unwrap()).unwrap();
+            std::fs::write(below(file), "x").unwrap();
+        }
+        let at_work = HeadExam::copy(data.path(), scratch.path()).unwrap();
+        let in_use = at_work.scratch.path().to_owned();
+        drop(HeadExam::copy(data.path(), scratch.path()).unwrap());
+        assert!(!below("anabranch-doctor-left").exists(), "what was left is there");
+        assert!(in_use.exists() && below("anabranch-doctor-mine/notes").exists());
+        assert!(below("head/db").exists());
+        drop(at_work);
+        assert!(!in_use.exists(), "a doctor that ends leaves nothing");
+    }
 }
