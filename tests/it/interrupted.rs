@@ -124,6 +124,8 @@ fn a_backup_that_is_killed_is_none_and_leaves_the_one_before_it() {
 
 #[test]
 fn a_host_that_is_killed_while_it_makes_a_backup_leaves_the_one_before_it() {
+    /// Before a backup is whole: a segment and the head are written, synced and named, with their folders.
+    const LEAST_CHANGES: usize = 6;
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let home = tempfile::tempdir().unwrap();
@@ -161,7 +163,11 @@ fn a_host_that_is_killed_while_it_makes_a_backup_leaves_the_one_before_it() {
             offline(&["restore", source.to_str().unwrap(), "--json"], &restored);
         assert_eq!(code, 0, "SEED={seed} round {round}, change {n}: {error}");
         let status: Value = serde_json::from_str(&out).unwrap();
-        assert_eq!(status["sequence"], sequence, "SEED={seed} round {round}, change {n}");
+        // The one before it, or, if it was killed at its very end, the new one.
+        let found = status["sequence"].as_u64().unwrap();
+        assert!(found >= sequence, "SEED={seed} round {round}, change {n}: {found} of {sequence}");
+        assert!(found == sequence || n > LEAST_CHANGES, "SEED={seed} round {round}, change {n}");
+        sequence = found;
         assert_eq!(doctor(&restored, &[]).0, 0, "SEED={seed} round {round}, change {n}");
     }
 }

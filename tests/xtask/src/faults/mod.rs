@@ -32,9 +32,10 @@ use crate::disk::{self, DATA, Image, Setting};
 
 /// What `cargo xtask faults` takes.
 pub const USAGE: &str = "\
-Usage: cargo xtask faults [--runs N | --all] [--flips M] [--seed S]
+Usage: cargo xtask faults [--runs N | --at N | --all] [--flips M] [--seed S]
 
   --runs N    operations that fail, chosen by lot (20)
+  --at N      the Nth operation, in each way
   --all       the first, the second, the third … operation, in each way, until a run is clean: some
               thousand runs, half a second each, as many at once as there are processors
   --flips M   bits that flip, by turns in each kind of file (30)
@@ -47,6 +48,7 @@ const RECORDS: u64 = 300;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     runs: u64,
+    at: Option<u64>,
     all: bool,
     flips: u64,
     seed: Option<u64>,
@@ -55,11 +57,12 @@ pub struct Options {
 impl Options {
     /// Reads arguments; `None` where they are not understood.
     pub fn parse(arguments: &[&str]) -> Option<Self> {
-        let mut options = Self { runs: 20, all: false, flips: 30, seed: None };
+        let mut options = Self { runs: 20, at: None, all: false, flips: 30, seed: None };
         let mut words = arguments.iter();
         while let Some(word) = words.next() {
             match *word {
                 "--runs" => options.runs = words.next()?.parse().ok()?,
+                "--at" => options.at = Some(words.next()?.parse().ok()?),
                 "--all" => options.all = true,
                 "--flips" => options.flips = words.next()?.parse().ok()?,
                 "--seed" => options.seed = Some(words.next()?.parse().ok()?),
@@ -87,9 +90,10 @@ pub fn run(options: Options) -> Result<()> {
     let Setting { seed, dir, .. } = &setting;
     let base = Base::make(&dir.join("base"), &mut Rng::with_seed(*seed))?;
     let began = Instant::now();
-    let told = match options.all {
-        true => nth::all(&base, &setting)?,
-        false => nth::some(&base, &setting, options.runs)?,
+    let told = match options.at {
+        Some(n) => nth::one(&base, &setting, n)?,
+        None if options.all => nth::all(&base, &setting)?,
+        None => nth::some(&base, &setting, options.runs)?,
     };
     println!("{told}, in {:.1} s", began.elapsed().as_secs_f64());
     println!("{}", nth::hang(&base, &setting)?);
@@ -174,8 +178,8 @@ mod tests {
 
     #[test]
     fn arguments_are_read() {
-        let expected = Options { runs: 7, all: true, flips: 9, seed: Some(3) };
-        let words = ["--runs", "7", "--all", "--flips", "9", "--seed", "3"];
+        let expected = Options { runs: 7, at: Some(4), all: true, flips: 9, seed: Some(3) };
+        let words = ["--runs", "7", "--at", "4", "--all", "--flips", "9", "--seed", "3"];
         assert_eq!(Options::parse(&words), Some(expected));
         for wrong in [&["--runs"][..], &["--flips", "y"], &["--seed", "x"], &["50"]] {
             assert_eq!(Options::parse(wrong), None, "{wrong:?}");

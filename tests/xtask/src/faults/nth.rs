@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -72,16 +73,33 @@ pub fn hang(base: &Base, setting: &Setting) -> Result<String> {
     Ok(format!("a sync that hung ended the host after {answered} requests; everything is there"))
 }
 
+/// Fails one operation, in each way.
+pub fn one(base: &Base, setting: &Setting, n: u64) -> Result<String> {
+    let mut tally = Tally::default();
+    for way in WAYS {
+        tally.run(base, setting, "home", n, way)?;
+    }
+    Ok(tally.tell())
+}
+
 /// Fails the first, the second, the third … operation, in each way, until a run is clean.
 pub fn all(base: &Base, setting: &Setting) -> Result<String> {
     let (ways, tallies) = (Mutex::new(WAYS.into_iter().enumerate()), Mutex::new(Vec::new()));
     let next = || ways.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let is_over = AtomicBool::new(false);
     let work = || -> Result<()> {
         while let Some((number, way)) = next() {
             let (mut tally, home, mut n) = (Tally::default(), format!("home-{number}"), 1);
-            while tally.run(base, setting, &home, n, way)? {
+            let run = |tally: &mut Tally, n| {
+                let ran = tally.run(base, setting, &home, n, way);
+                ran.inspect_err(|_| is_over.store(true, Ordering::SeqCst))
+            };
+            while run(&mut tally, n)? {
                 n += 1;
                 ensure!(n < MOST, "{}: a run does not come to its end", way.1);
+                if is_over.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
             }
             println!("{}: {} operations", way.1, n - 1);
             tallies.lock().unwrap_or_else(PoisonError::into_inner).push(tally);
@@ -186,8 +204,9 @@ fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Out
         Start::Ready(host) => {
             work(&host.client, &journal, n, &mut outcome.refused)?;
             let text = std::fs::read_to_string(&told).unwrap_or_default();
-            let synced = |line: &str| line.starts_with("sync ") && !line.contains("/compiled");
-            // The sync of a host that is ready; one before may have been tried and given up.
+            // Nothing rests on what is compiled, nor on a copy of the head that there was no space for.
+            let given_up = |line: &str| line.contains("/compiled") || line.contains("/head.copy");
+            let synced = |line: &str| line.starts_with("sync ") && !given_up(line);
             if text.lines().any(synced) {
                 let reply = host.client.get("/readyz")?;
                 ensure!(reply.status == 503, "a sync failed and it is ready: {}", reply.text);
