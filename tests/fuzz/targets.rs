@@ -6,18 +6,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anabranch::deployment::DeploymentSpec;
+use anabranch::deployment::{DeploymentSpec, SwapRequest};
 use anabranch::state::{Changes, changelog_key, checkpoint};
 use anabranch::storage::{FileSystem, OsFileSystem};
 use anabranch::{log, plugin, server, storage};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// A target's body.
 pub type Body = fn(&[u8]);
 
 /// All targets by name.
-pub const ALL: [(&str, Body); 8] = [
-    ("output_columns", plugin::fuzz::output_columns),
+pub const ALL: [(&str, Body); 9] = [
+    ("output_columns", output_columns),
     ("head_value", storage::fuzz::head_value),
+    ("head_image", log::fuzz::head_image),
     ("head_append", log::fuzz::head_append),
     ("http_body", server::fuzz::bodies),
     ("segment", segment),
@@ -35,28 +38,47 @@ pub fn run(target: &str, data: &[u8]) {
     found.expect("a target's name").1(data);
 }
 
-fn with_file<T>(data: &[u8], read: impl FnOnce(&dyn FileSystem, &Path) -> T) -> T {
+/// What a guest returns, column by column and as a whole.
+pub fn output_columns(data: &[u8]) {
+    plugin::fuzz::output_columns(data);
+    plugin::fuzz::results(data);
+}
+
+fn with_file<T>(data: &[u8], read: impl FnOnce(&Arc<dyn FileSystem>, &Path) -> T) -> T {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), data).unwrap();
-    read(&OsFileSystem, file.path())
+    read(&(Arc::new(OsFileSystem) as Arc<dyn FileSystem>), file.path())
 }
 
-/// A segment file.
+/// A segment file, as it is and with its sums made right.
 pub fn segment(data: &[u8]) {
-    with_file(data, log::fuzz::segment);
+    let read = |fs: &Arc<dyn FileSystem>, path: &Path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        log::fuzz::segment(fs, path.parent().unwrap(), name);
+    };
+    with_file(data, read);
+    for sources in [false, true] {
+        if let Some(file) = storage::fuzz::summed(&log::fuzz::segment_schema(sources), data) {
+            with_file(&file, read);
+        }
+    }
 }
 
-/// A checkpoint file; and one that is written of `data`, read back whole and with one byte changed.
+/// A checkpoint file, as it is and with its sums made right; and one that is written of `data`, read back
+/// whole and with one byte changed.
 pub fn checkpoint(data: &[u8]) {
-    let load = |fs: &dyn FileSystem, path: &Path| {
+    let load = |fs: &Arc<dyn FileSystem>, path: &Path| {
         let mut entries = Vec::new();
         let source = checkpoint::Source { path, crc32c: None };
-        let loaded = checkpoint::load(fs, source, |store, key, value| {
+        let loaded = checkpoint::load(&**fs, source, |store, key, value| {
             entries.push((store, key.to_vec(), value.to_vec()));
         });
         loaded.is_ok().then_some(entries)
     };
     with_file(data, load);
+    if let Some(file) = storage::fuzz::summed(&checkpoint::schema(), data) {
+        with_file(&file, load);
+    }
     let Some((&[at, by], data)) = data.split_first_chunk::<2>() else { return };
     let (dir, fs) = (tempfile::tempdir().unwrap(), Arc::new(OsFileSystem) as Arc<dyn FileSystem>);
     let path: PathBuf = dir.path().join("checkpoint.arrow");
@@ -73,7 +95,7 @@ pub fn checkpoint(data: &[u8]) {
     let mut changes = Changes::default();
     changes.push(&keys.iter().collect(), values.into_iter().collect());
     checkpoint::write(&fs, &path, None, &changes, serde_json::Value::Null).unwrap();
-    let back = load(&*fs, &path).expect("what was written can be read");
+    let back = load(&fs, &path).expect("what was written can be read");
     assert!(back.into_iter().eq(expected.into_iter().map(|((s, k), v)| (s, k, v))));
     let mut bytes = std::fs::read(&path).unwrap();
     let at = usize::from(at) * bytes.len() / 256;
@@ -81,16 +103,32 @@ pub fn checkpoint(data: &[u8]) {
     with_file(&bytes, load);
 }
 
-/// A deployment file, as TOML and as JSON.
+/// A deployment file, as TOML and as JSON, a request to swap, and what a plugin says of itself; separated
+/// by a zero byte, the config of one against the schema of the other.
 pub fn deployment_file(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let specs = [toml::from_str(&text).ok(), serde_json::from_str::<DeploymentSpec>(&text).ok()];
+    let (text, words) = text.split_once('\0').unwrap_or((&text, &text));
+    let description = plugin::Description::parse(words);
+    let specs = [toml::from_str(text).ok(), serde_json::from_str::<DeploymentSpec>(text).ok()];
     for spec in specs.into_iter().flatten() {
-        // What is kept in the catalogue comes back as it was.
-        let kept = serde_json::to_string(&spec).unwrap();
-        let again: DeploymentSpec = serde_json::from_str(&kept).unwrap();
-        assert_eq!(serde_json::to_string(&again).unwrap(), kept);
+        comes_back(&spec);
+        if let Some(schema) = description.as_ref().ok().and_then(|said| said.config.as_ref()) {
+            let _ = plugin::check_config(schema, &spec.config);
+        }
     }
+    if let Ok(request) = serde_json::from_str::<SwapRequest>(text) {
+        comes_back(&request);
+    }
+    if let Ok(description) = description {
+        comes_back(&description);
+    }
+}
+
+/// What is kept in the catalogue comes back as it was.
+fn comes_back<T: Serialize + DeserializeOwned>(kept: &T) {
+    let kept = serde_json::to_string(kept).unwrap();
+    let again: T = serde_json::from_str(&kept).unwrap();
+    assert_eq!(serde_json::to_string(&again).unwrap(), kept);
 }
 
 /// A key of a store.

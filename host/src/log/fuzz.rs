@@ -1,12 +1,18 @@
-//! What fuzzing feeds of this module: appends in the head and segment files that are not what was
+//! What fuzzing feeds of this module: appends in the head, heads and segment files that are not what was
 //! written.
 
 use std::path::Path;
+use std::sync::Arc;
+
+use arrow_schema::SchemaRef;
+use serde_json::Value;
 
 use super::codec::{decode, encode};
-use super::columns::from_columns;
-use crate::storage::{ArrowFile, FileSystem};
-use crate::types::RecordsBuilder;
+use super::columns;
+use super::image::Image;
+use super::segment::{Segment, examine};
+use crate::storage::{ArrowFile, Entries, FileSystem};
+use crate::types::{Batch, Offset, RecordsBuilder};
 
 /// Takes `data` as an append in the head; and as records, whose append is read back, whole and with
 /// one byte changed.
@@ -35,12 +41,57 @@ pub fn head_append(data: &[u8]) {
     }
 }
 
-/// Reads the file at `path` as a segment, to its end or to what is wrong with it. Returns its records.
-pub fn segment(fs: &dyn FileSystem, path: &Path) -> Option<usize> {
-    let file = ArrowFile::open(fs, path).ok()?;
-    let mut records = 0;
-    for index in 0..file.blocks().len() {
-        records += from_columns(&file.read(index).ok()?)?.len();
+/// Takes `data` as keys and values of a head: each a byte and two, little-endian, that are their lengths,
+/// then the bytes.
+///
+/// # Panics
+/// When a tool that looks at them would: a finding.
+pub fn head_image(mut data: &[u8]) {
+    let mut entries = Entries::new();
+    while let Some(([key, low, high], rest)) = data.split_first_chunk::<3>() {
+        let value = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+        let (value, rest) = rest.split_at(value);
+        let (key, rest) = rest.split_at(usize::from(*key).min(rest.len()));
+        data = rest;
+        // Each partition costs memory, in a host too.
+        let said: Option<Value> = serde_json::from_slice(value).ok();
+        let partitions = said.and_then(|said| said.get("partitions")?.as_u64());
+        if partitions.is_none_or(|partitions| partitions <= 1_000) {
+            entries.insert(key.to_vec(), value.to_vec());
+        }
     }
-    Some(records)
+    let image = Image::read(&entries);
+    let _ = (image.check(), image.topic_ends());
+    for (log, partition) in image.partitions.keys() {
+        assert!(!image.name(*log, *partition).is_empty());
+        assert!(image.bounds(*log, *partition).is_some_and(|(start, end)| start <= end));
+    }
+}
+
+/// The columns of a segment, with or without sources.
+pub fn segment_schema(sources: bool) -> SchemaRef {
+    columns::schema(sources)
+}
+
+/// Reads the file `dir`/`name` as a segment, to its end or to what is wrong with it: as a tool that takes
+/// nothing for granted, and as a host that has it in its manifest.
+///
+/// # Panics
+/// When what was read is not what it says: a finding.
+pub fn segment(fs: &Arc<dyn FileSystem>, dir: &Path, name: &str) {
+    if let Ok(file) = ArrowFile::open(&**fs, &dir.join(name)) {
+        for index in 0..file.blocks().len() {
+            let Ok(rows) = file.read(index) else { continue };
+            let Some(Batch { records, .. }) = columns::from_columns(&rows) else { continue };
+            let back = decode(&encode(&records, 9));
+            assert!(back.is_some_and(|(back, _)| back == records), "block {index}");
+        }
+    }
+    let Ok(examined) = examine(&**fs, dir, name, &mut |_| ()) else { return };
+    let entry = examined.entry;
+    let (first, next, records) = (entry.first, entry.next, entry.records);
+    let segment = Segment::listed(Arc::clone(fs), dir, entry);
+    let middle = Offset(first.0.midpoint(next.0));
+    let count = |from, to| segment.count_between(from, to).expect("it was read a moment ago");
+    assert_eq!(count(first, middle) + count(middle, next), records);
 }

@@ -120,7 +120,10 @@ impl Image {
                 image.faults.push((key.clone(), "it is not an append".to_owned()));
                 continue;
             };
-            let next = Offset(first.0 + records.len() as u64);
+            let Some(next) = first.0.checked_add(records.len() as u64).map(Offset) else {
+                image.faults.push((key.clone(), "it is beyond the last offset".to_owned()));
+                continue;
+            };
             // What was sealed, truncated, or belongs to no log is removed at the next start.
             if let Some(partition) = split(key).and_then(|id| image.partitions.get_mut(&id))
                 && first >= partition.record.head_start
@@ -229,7 +232,7 @@ impl Image {
                 let id = (mount.log, PartitionId(p as u32));
                 let end =
                     self.partitions.get(&id).map_or(Offset::ZERO, PartitionImage::records_end);
-                Offset(mount.base.get(p).map_or(0, |base| base.0) + end.0)
+                Offset(mount.base.get(p).map_or(0, |base| base.0).saturating_add(end.0))
             });
             TopicEnd { topic: topic.name.clone(), partitions: partitions.collect() }
         };

@@ -214,7 +214,9 @@ pub(super) fn examine(
         let rises = batch.offsets.windows(2).all(|pair| pair[0] < pair[1]);
         let (first, last) = (batch.offsets.first(), batch.offsets.last());
         let inside = first.is_some_and(|o| *o == index.first.0 && *o >= entry.next.0)
-            && last.is_some_and(|o| o + 1 == index.next.0 && index.next <= about.next);
+            && last.is_some_and(|o| {
+                o.checked_add(1) == Some(index.next.0) && index.next <= about.next
+            });
         if !rises || !inside || batch.len() as u64 != block.rows {
             return Err(bad("its offsets are not those that it says"));
         }

@@ -145,8 +145,8 @@ impl TopicState {
         }
         for pair in self.mounts.windows(2) {
             let to = pair[0].to.iter().flatten();
-            let ends = pair[0].base.iter().zip(to).map(|(base, to)| base.0 + to.0 + 1);
-            if pair[1].base.iter().zip(ends).any(|(base, end)| base.0 < end) {
+            let ends = pair[0].base.iter().zip(to).map(|(base, to)| base.0.saturating_add(to.0));
+            if pair[1].base.iter().zip(ends).any(|(base, end)| base.0 <= end) {
                 return fault("a mount begins before the marker of the one before it");
             }
         }

@@ -218,7 +218,7 @@ fn process_columns(
 }
 
 /// Checks what `process` returned for `input` and moves it into `output`.
-fn take_results(
+pub(super) fn take_results(
     results: Results,
     input: &Input,
     host: &mut HostState,
@@ -351,21 +351,24 @@ impl OutputBudget {
     }
 }
 
+/// What the host holds for an instance under `limits`.
+pub(super) fn new_host(description: Arc<Description>, limits: &Limits) -> HostState {
+    HostState {
+        description,
+        limits: limits.clone(),
+        memory: super::imports::MemoryMeter::new(limits),
+        fuel_limit: ("fuel_per_start", limits.fuel_per_start),
+        call: CallScope::default(),
+    }
+}
+
 /// A store for an instance under `limits`.
 pub(super) fn new_store(
     engine: &wasmtime::Engine,
     description: Arc<Description>,
     limits: &Limits,
 ) -> Store<HostState> {
-    let memory = super::imports::MemoryMeter::new(limits);
-    let host = HostState {
-        description,
-        limits: limits.clone(),
-        memory,
-        fuel_limit: ("fuel_per_start", limits.fuel_per_start),
-        call: CallScope::default(),
-    };
-    let mut store = Store::new(engine, host);
+    let mut store = Store::new(engine, new_host(description, limits));
     store.limiter(|host| &mut host.memory);
     // One transfer to the host may hold what a call may return and its columns of numbers, or what
     // state may be given.

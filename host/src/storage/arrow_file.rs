@@ -33,8 +33,8 @@ pub const TEMPORARY_SUFFIX: &str = ".tmp";
 /// Bytes that are gathered before they are written.
 const WRITE_BYTES: usize = 256 << 10;
 /// How a file begins, up to where its schema is aligned, and ends.
-const MAGIC_AT_BEGIN: &[u8] = b"ARROW1\0\0";
-const MAGIC: &[u8] = b"ARROW1";
+pub(super) const MAGIC_AT_BEGIN: &[u8] = b"ARROW1\0\0";
+pub(super) const MAGIC: &[u8] = b"ARROW1";
 /// A message that is none.
 const END_OF_STREAM: [u8; 8] = [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
 /// Footers beyond this are taken for damage.
@@ -225,7 +225,7 @@ impl ArrowFileWriter {
 }
 
 /// The footer of a file.
-fn footer(schema: &Schema, places: &[arrow_ipc::Block], index: &str) -> Vec<u8> {
+pub(super) fn footer(schema: &Schema, places: &[arrow_ipc::Block], index: &str) -> Vec<u8> {
     let mut fbb = FlatBufferBuilder::new();
     let blocks = fbb.create_vector(places);
     let schema = IpcSchemaEncoder::new().schema_to_fb_offset(&mut fbb, schema);
