@@ -257,7 +257,12 @@ impl Registry {
         }
         commit.metadata.push((DeploymentRecord::key(state.record.id), None));
         let files = self.checkpoint_files(&state.record, |_| true);
-        self.commit(commit)?;
+        if let Err(error) = self.commit(commit) {
+            // It is there as before, and goes on.
+            drop(state);
+            self.start_or_note(&deployment);
+            return Err(error);
+        }
         files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
         self.inner.deployments.write().remove(state.record.name());
         self.inner.events.tell("deleted", name, None, format!("{name} is gone"));
@@ -584,6 +589,26 @@ impl Registry {
         }
         crash_point("end-stopped");
         let mut state = deployment.state.lock();
+        let ended = self.record_end(&mut state, number, phase, failure);
+        if ended.is_err() && phase != Phase::Failed {
+            // It is there as before, so it must not stand still: it may become the live one.
+            state.running.remove(&number);
+            if let Err(error) = self.start_generation(&mut state, number) {
+                let name = state.record.name();
+                tracing::warn!(deployment = %name, "generation {number} cannot go on: {error}");
+            }
+        }
+        ended
+    }
+
+    /// Ends a generation whose tasks have ended.
+    fn record_end(
+        &self,
+        state: &mut DeploymentState,
+        number: GenerationNumber,
+        phase: Phase,
+        failure: Option<String>,
+    ) -> Result<(), Error> {
         let mut after = state.record.clone();
         let mut commit = Commit::default();
         let mut logs = None;
@@ -617,7 +642,7 @@ impl Registry {
             !forget
         });
         let files = self.checkpoint_files(&state.record, |n| n == number);
-        self.store(&mut state, after, commit)?;
+        self.store(state, after, commit)?;
         crash_point("end-recorded");
         files.iter().for_each(|file| remove_checkpoint(&self.inner.env, file));
         state.running.remove(&number);
