@@ -418,6 +418,8 @@ impl Storage {
         self.high_water.get_mut().sync().map_err(Error::io("sync", &path))?;
         let head = self.dir.join("head");
         fs.sync_dir(&head).map_err(Error::io("sync", &head))?;
+        // The name of what was made before: a loss of power may keep any name and lose another.
+        fs.sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
         let (path, temporary) = (self.dir.join("format"), self.dir.join("format.tmp"));
         let text = format!("anabranch {FORMAT_VERSION} {:016x}\n", self.store_id);
         let write = || {
