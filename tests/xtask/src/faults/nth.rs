@@ -33,6 +33,10 @@ const REQUESTS: usize = 25;
 const MOST: u64 = 100_000;
 /// About as many operations as a run has.
 const USUAL: f64 = 400.0;
+/// Where the interposer writes what failed.
+const TOLD: &str = "told";
+/// What a host says that ends because its head does not come back.
+const LATE: &str = "has not come back within";
 /// How long one request may take before the host is said to hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -68,7 +72,7 @@ pub fn hang(base: &Base, setting: &Setting) -> Result<String> {
     let answered = answers.take_while(|answer| answer.is_ok()).count();
     ensure!(answered < 10 * REQUESTS, "all requests were answered: no sync hung");
     let end = host.end_within(PATIENCE)?.describe();
-    ensure!(end.contains("has not come back within 1000 ms"), "{end}");
+    ensure!(end.contains(LATE), "{end}");
     after(base, &dir, &journal).context("after a sync had hung")?;
     Ok(format!("a sync that hung ended the host after {answered} requests; everything is there"))
 }
@@ -192,17 +196,25 @@ impl Tally {
 
 fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Outcome> {
     fresh_home(&base.image, dir)?;
-    let told = dir.join("told");
+    let told = dir.join(TOLD);
     let mut settings = base.settings.clone();
     settings.extend(disk::below(library, dir));
     settings.push(("DISK_FAIL", format!("{n}:{}", way)));
+    settings.push(("ANABRANCH_STORAGE_SYNC_TIMEOUT_MS", "10000".to_owned()));
     settings.push(("DISK_TOLD", told.display().to_string()));
     let mut home = Home::new(dir, settings);
     let journal = base.journal.as_of(u64::MAX);
     let mut outcome = Outcome { failed: None, refused: Vec::new(), ended: false };
     match home.start()? {
         Start::Ready(host) => {
-            work(&host.client, &journal, n, &mut outcome.refused)?;
+            if let Err(error) = work(&host.client, &journal, n, &mut outcome.refused) {
+                // A host whose head does not come back ends, and says so: sled waits for its own threads.
+                let end = host.end_within(PATIENCE).map(|end| end.describe()).unwrap_or_default();
+                ensure!(end.contains(LATE), "{error:#}; {end}");
+                outcome.ended = true;
+                outcome.refused.push(end);
+                return judged(base, dir, &journal, outcome);
+            }
             let text = std::fs::read_to_string(&told).unwrap_or_default();
             // Nothing rests on what is compiled, nor on a copy of the head that there was no space for.
             let given_up = |line: &str| line.contains("/compiled") || line.contains("/head.copy");
@@ -219,7 +231,12 @@ fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Out
             outcome.refused.push(end.describe());
         }
     }
-    let text = std::fs::read_to_string(&told).unwrap_or_default();
+    judged(base, dir, &journal, outcome)
+}
+
+/// Sees that a host said what failed, did not panic, and left everything to the next one.
+fn judged(base: &Base, dir: &Path, journal: &Journal, mut outcome: Outcome) -> Result<Outcome> {
+    let text = std::fs::read_to_string(dir.join(TOLD)).unwrap_or_default();
     let first = text.lines().next().and_then(|line| line.split_once(' '));
     outcome.failed = first.map(|(what, path)| (what.to_owned(), path.to_owned()));
     if let Some(line) = panicked(dir)? {
@@ -235,7 +252,7 @@ fn run(base: &Base, library: &Path, dir: &Path, n: u64, way: &str) -> Result<Out
         }
         Some(_) => {}
     }
-    after(base, dir, &journal).with_context(|| format!("after {first:?} failed"))?;
+    after(base, dir, journal).with_context(|| format!("after {first:?} failed"))?;
     Ok(outcome)
 }
 
