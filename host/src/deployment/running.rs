@@ -116,6 +116,10 @@ impl RunningGeneration {
                 role,
                 move || on_change(),
             );
+            // Before anything can wake it: one that is paused takes no step.
+            if record.paused && generation.number == record.live {
+                shared.set_hold(true);
+            }
             let task = Task::new(Arc::new(spec), Arc::clone(launch.env), Arc::clone(&shared));
             shared.set_handle(launch.workers.add(Box::new(task), class));
             for input in &inputs {
@@ -130,9 +134,6 @@ impl RunningGeneration {
                 }
             }
             tasks.push(shared);
-        }
-        if record.paused && generation.number == record.live {
-            tasks.iter().for_each(|task| task.set_hold(true));
         }
         tasks.iter().for_each(|task| task.wake());
         Ok(Self { tasks, plugin, inputs, rate: RateMeter::default(), _wakes: wakes })
