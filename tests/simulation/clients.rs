@@ -62,8 +62,10 @@ pub enum Item {
 pub struct Seen {
     pub items: Vec<Item>,
     pub next: u64,
-    /// Whether something was retired before it was read.
+    /// Whether something was retired before it was read, or could not be read for long.
     pub missed: bool,
+    /// How often in a row a disk that fails has kept it from being read.
+    refused: u32,
 }
 
 /// What the clients of a history know.
@@ -277,6 +279,9 @@ pub fn salt_of(reason: Option<&str>) -> u64 {
     reason.and_then(|reason| reason.split(' ').nth(1)?.parse().ok()).unwrap_or(0)
 }
 
+/// After so many reads in a row that a failing disk refused, a follower gives up.
+const MOST_REFUSED: u32 = 9;
+
 /// Follows every topic from its first offset, across swaps.
 pub struct Follower {
     world: Arc<World>,
@@ -316,10 +321,15 @@ impl Follower {
         match end {
             Ok(next) => seen.next = next,
             Err(ReadError::Retired { next, .. }) => (seen.next, seen.missed) = (next.0, true),
-            // It asks again.
-            Err(error) if self.world.is_blamed(&error.to_string()) => return false,
+            // It asks again, unless the disk fails for good.
+            Err(error) if self.world.is_blamed(&error.to_string()) => {
+                seen.refused += 1;
+                seen.missed |= seen.refused >= MOST_REFUSED;
+                return seen.refused < MOST_REFUSED;
+            }
             Err(error) => panic!("{topic}/{partition} from {from}: {error}"),
         }
+        seen.refused = 0;
         seen.items.extend(items);
         seen.next != before
     }
