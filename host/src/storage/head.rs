@@ -33,6 +33,9 @@ pub trait Head: Send + Sync {
 
     /// Makes everything applied before the call durable.
     fn sync(&self) -> Result<(), Error>;
+
+    /// Nothing is written any more, also when it is dropped: the disk has failed elsewhere.
+    fn leave(&self) {}
 }
 
 /// sled. Its flush ends in sync_file_range, which is no fsync: we do that on a descriptor of our own.
@@ -43,7 +46,7 @@ pub struct SledHead {
     dir: PathBuf,
     /// Whether it was synced since it was opened.
     is_confirmed: AtomicBool,
-    /// Whether it did not do what it was told.
+    /// Whether it did not do what it was told, or the disk failed elsewhere.
     has_failed: AtomicBool,
 }
 
@@ -112,6 +115,10 @@ impl Head for SledHead {
 
     fn sync(&self) -> Result<(), Error> {
         self.changed(self.flush())
+    }
+
+    fn leave(&self) {
+        self.has_failed.store(true, Ordering::SeqCst);
     }
 }
 

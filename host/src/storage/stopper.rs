@@ -142,6 +142,11 @@ mod tests {
         let storage = Storage::open(dir.path(), &os, &SystemClock::shared()).unwrap();
         let fs = storage.file_system();
         let before = fs.create(&dir.path().join("before")).unwrap();
+        for round in 0..48_u8 {
+            let mut large = WriteBatch::default();
+            (0..16_u8).for_each(|key| large.put([b'e', key], vec![round; 60_000]));
+            storage.apply(large).unwrap();
+        }
         let mut batch = WriteBatch::default();
         batch.put(*b"d", *b"1");
         storage.apply(batch.clone()).unwrap();
@@ -164,7 +169,11 @@ mod tests {
             assert!(refused.contains("/dev/null"), "{refused}");
         }
         assert_eq!(storage.get(b"d").unwrap(), Some(b"1".to_vec()));
+        let db = dir.path().join("head/db");
+        let length = std::fs::metadata(&db).unwrap().len();
+        assert!(length > 40 << 20, "{length}: a head that would be written anew");
         drop((storage, before));
+        assert_eq!(std::fs::metadata(&db).unwrap().len(), length);
         let storage = Storage::open(dir.path(), &os, &SystemClock::shared()).unwrap();
         storage.apply(batch).unwrap();
     }

@@ -475,6 +475,14 @@ impl Storage {
     }
 }
 
+impl Drop for Storage {
+    fn drop(&mut self) {
+        if self.failure().is_some() {
+            self.head.leave();
+        }
+    }
+}
+
 /// The mark in the file `high-water` of `dir`.
 pub(super) fn read_high_water(dir: &Path, fs: &dyn FileSystem) -> Result<u64, Error> {
     let path = dir.join("high-water");
