@@ -182,3 +182,17 @@ fn base64_round_trips() {
         assert_eq!(base64_decode(bad), None, "{bad}");
     }
 }
+
+#[test]
+fn bytes_of_any_number_are_appended_as_they_are() {
+    let bytes: Vec<u8> = (1..=100).collect();
+    for length in 0..=bytes.len() {
+        let mut out = vec![0xff; length % 9];
+        append(&mut out, &bytes[..length]);
+        assert_eq!(
+            out,
+            [vec![0xff; length % 9], bytes[..length].to_vec()].concat(),
+            "{length} bytes"
+        );
+    }
+}
