@@ -375,3 +375,54 @@ impl TaskShared {
         (self.on_change)();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{DeploymentId, GenerationNumber};
+
+    #[test]
+    fn an_answer_waits_until_its_state_is_durable() {
+        let generation = GenerationId { deployment: DeploymentId(1), number: GenerationNumber(1) };
+        let task = TaskShared::new(
+            generation,
+            PartitionId(0),
+            (LogId(1), vec![Offset(0)]),
+            Cursor::default(),
+            None,
+            Role::Live,
+            || {},
+        );
+        let ask = |timeout| task.query(timeout, |stores| stores.is_empty());
+        assert_eq!(ask(Duration::ZERO), None, "before the task has its state");
+        task.set_run(RunState::Running);
+        let applied = |version| {
+            let mut working = task.working.write();
+            (working.inputs, working.version) = (vec![Offset(10 * version)], version);
+        };
+        let commit = |version| task.committed(Cursor::default(), Vec::new(), version);
+
+        applied(1);
+        assert_eq!(ask(Duration::ZERO), None, "of what may be lost");
+        commit(1);
+        assert_eq!(ask(Duration::ZERO), Some((true, vec![Offset(10)])));
+
+        // An answer under way stands for what was asked, whatever is applied meanwhile.
+        applied(2);
+        std::thread::scope(|threads| {
+            let (asked, was_asked) = std::sync::mpsc::channel();
+            let query = threads.spawn(|| {
+                task.query(Duration::from_secs(60), move |_| asked.send(()).expect("it is awaited"))
+            });
+            was_asked.recv().expect("it is asked");
+            // The lock is free again only once the answer was taken.
+            applied(3);
+            assert!(!query.is_finished(), "nothing of it is durable");
+            commit(2);
+            assert_eq!(query.join().expect("no panic"), Some(((), vec![Offset(20)])));
+        });
+
+        task.set_run(RunState::Stopped(String::new()));
+        assert_eq!(ask(Duration::from_secs(60)), None, "of a task that commits no more");
+    }
+}
