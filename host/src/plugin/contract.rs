@@ -20,6 +20,7 @@ pub mod column {
         world: "column-plugin",
         ownership: Borrowing { duplicate_if_necessary: true },
         imports: { default: trappable },
+        exports: { default: async },
     });
 }
 
@@ -30,6 +31,7 @@ pub mod record {
         world: "record-plugin",
         ownership: Borrowing { duplicate_if_necessary: true },
         imports: { default: trappable },
+        exports: { default: async },
         with: {
             "anabranch:plugin/types": super::column::anabranch::plugin::types,
             "anabranch:plugin/headers": super::column::anabranch::plugin::headers,

@@ -5,7 +5,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::Value;
 use wasmtime::component::{Component, InstancePre, Linker};
@@ -17,13 +16,11 @@ use super::compile::{Children, CompileError, Compiler, Turn, Turns, Work};
 use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
 use super::description::{Description, DescriptionError};
 use super::imports::{CallScope, HostState, Imports, reason};
-use super::instance::{Guest, Instance, arm, call_error, new_store};
+use super::instance::{Guest, Instance, arm, call_error, drive, new_store};
 use super::limits::Limits;
+use crate::clock::{SharedClock, SystemClock};
 use crate::config::Plugins;
 use crate::types::Digest;
-
-/// How often the epoch moves on, in milliseconds: the grain of deadlines.
-pub(super) const TICK_MS: u64 = 10;
 
 /// The stack of a guest in bytes. Recursion beyond it traps, the same on every machine.
 const MAX_WASM_STACK_BYTES: usize = 512 << 10;
@@ -56,9 +53,8 @@ pub enum Error {
 pub(super) fn engine_config() -> Config {
     let mut config = Config::new();
     config
-        // Containment: work is counted, time is bounded, the stack is bounded.
+        // Containment: work is counted, the stack is bounded. Time is looked at between slices of fuel.
         .consume_fuel(true)
-        .epoch_interruption(true)
         .max_wasm_stack(MAX_WASM_STACK_BYTES)
         // A fresh memory a batch must cost microseconds: map on demand, copy on write.
         .allocation_strategy(InstanceAllocationStrategy::OnDemand)
@@ -79,6 +75,8 @@ pub(super) fn engine_config() -> Config {
 
 struct Shared {
     engine: Engine,
+    /// What deadlines go by.
+    clock: SharedClock,
     linker: Linker<HostState>,
     cache: Cache,
     compiler: Compiler,
@@ -89,14 +87,13 @@ struct Shared {
     engine_hash: String,
 }
 
-/// The engine, its compile cache and the thread that makes deadlines pass. Cheap to clone.
+/// The engine and its compile cache. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime(Arc<Shared>);
 
 impl Runtime {
     /// Starts an engine that keeps compiled plugins in `cache_dir` and compiles them in this process,
-    /// without limits: for tests and tools whose plugins are their own. The ticking thread ends when
-    /// the last clone is gone and no plugin remains.
+    /// without limits: for tests and tools whose plugins are their own.
     ///
     /// # Errors
     /// When the engine cannot be made or the directory cannot be used.
@@ -125,21 +122,12 @@ impl Runtime {
             directory: cache_dir.display().to_string(),
             source,
         })?;
-        let weak = engine.weak();
-        let tick = move || {
-            while let Some(engine) = weak.upgrade() {
-                engine.increment_epoch();
-                drop(engine);
-                std::thread::sleep(Duration::from_millis(TICK_MS));
-            }
-        };
-        let thread = std::thread::Builder::new().name("plugin-epoch".into()).spawn(tick);
-        thread.map_err(|error| Error::Engine(format!("no thread for deadlines: {error}")))?;
         let engine_hash = compatibility_hash(&engine);
         let (turns, max_bytes) = (Turns::new(limits.compile_jobs), limits.max_bytes);
         let describe_limits = Limits { fuel_per_start: limits.fuel_per_start, ..Limits::default() };
         let shared = Shared {
             engine,
+            clock: SystemClock::shared(),
             linker,
             cache,
             compiler,
@@ -213,11 +201,16 @@ impl Runtime {
         ColumnPluginPre::new(pre).map(WorldPre::Column)
     }
 
+    /// Where an instance will live.
+    fn new_store(&self, description: Arc<Description>, limits: &Limits) -> Store<HostState> {
+        new_store(&self.0.engine, description, limits, Arc::clone(&self.0.clock))
+    }
+
     /// Asks a component what it is.
     pub(super) fn describe(&self, digest: Digest, pre: WorldPre) -> Result<Plugin, DescribeError> {
         let unknown = Arc::new(Description::default());
         let limits = &self.0.describe_limits;
-        let mut store = new_store(&self.0.engine, unknown, limits);
+        let mut store = self.new_store(unknown, limits);
         let guest = pre.start(&mut store)?;
         arm(&mut store, start_fuel(limits))?;
         let json = guest.describe(&mut store)?;
@@ -267,8 +260,12 @@ impl WorldPre {
         let limits = start_fuel(&store.data().limits);
         arm(store, limits)?;
         let guest = match self {
-            Self::Column(pre) => pre.instantiate(&mut *store).map(Guest::Column),
-            Self::Record(pre) => pre.instantiate(&mut *store).map(Guest::Record),
+            Self::Column(pre) => {
+                drive(store, |store| pre.instantiate_async(store)).map(Guest::Column)
+            }
+            Self::Record(pre) => {
+                drive(store, |store| pre.instantiate_async(store)).map(Guest::Record)
+            }
             #[cfg(feature = "native")]
             Self::Native(make) => Ok(Guest::Native(make())),
         };
@@ -321,7 +318,7 @@ impl Plugin {
     /// of plugin or config, not of any record.
     pub fn instantiate(&self, config: &Value, limits: &Limits) -> Result<Instance, CallError> {
         let description = Arc::clone(&self.description);
-        let mut store = new_store(&self.runtime.0.engine, description, limits);
+        let mut store = self.runtime.new_store(description, limits);
         let guest = self.pre.start(&mut store)?;
         arm(&mut store, start_fuel(limits))?;
         guest.init(&mut store, &config.to_string())?;

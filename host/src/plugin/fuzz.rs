@@ -107,7 +107,7 @@ fn host() -> HostState {
         {"name": "a", "kind": "stream"}, {"name": "b", "kind": "table"}]}"#;
     let description = Description::parse(words).expect("it keeps the rules");
     let limits = Limits { key_bytes: 64, value_bytes: 64, ..Limits::default() };
-    new_host(Arc::new(description), &limits)
+    new_host(Arc::new(description), &limits, crate::clock::SystemClock::shared())
 }
 
 /// A guest that says what bytes say; where they end, nothing.

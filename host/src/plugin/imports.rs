@@ -16,7 +16,7 @@ use super::contract::{
     BytesColumnResult, HeaderColumn, headers, log, metrics, rows, state, stream_time, types,
 };
 use super::description::{Description, KeyPart};
-use super::limits::Limits;
+use super::limits::{Deadline, Limits};
 use crate::types::Headers;
 
 /// Fuel of any call to the host: what a crossing costs beside the guest's own instructions.
@@ -160,6 +160,8 @@ pub struct HostState {
     pub memory: MemoryMeter,
     /// Name and amount of the fuel that the current call was given.
     pub fuel_limit: (&'static str, u64),
+    /// When the current call must have returned.
+    pub deadline: Deadline,
     pub call: CallScope,
 }
 
@@ -216,6 +218,8 @@ impl HostState {
             .saturating_add(keys.saturating_mul(FUEL_PER_KEY))
             .saturating_add(bytes / BYTES_PER_FUEL);
         self.burn(fuel)?;
+        // A guest comes back for its slices of fuel, and a few instructions can make the host work long.
+        self.deadline.check()?;
         let limit = self.limits.host_calls_per_call;
         let calls = &mut self.call.host_calls;
         spend(calls, 1, "number of host calls", "host_calls_per_call", limit)

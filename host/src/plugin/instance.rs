@@ -4,7 +4,9 @@
 //! the guest's own memory. After a failed call the instance refuses further ones: its memory is in
 //! no state to rely on.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use arrow_array::Array as _;
 use wasmtime::{Store, Trap};
@@ -14,11 +16,16 @@ use super::columns::{EntryLimit, Lowered, check_sources, into_binary, shared_if_
 use super::contract::types::{Batch as GuestBatch, Output as GuestOutput, Run as GuestRun};
 use super::contract::{ColumnPlugin, RecordPlugin, Results};
 use super::description::Description;
-use super::engine::TICK_MS;
 use super::imports::{CallScope, HostState, StreamTime, reason};
-use super::limits::Limits;
+use super::limits::{Deadline, Limits};
 use super::rows;
+use crate::clock::SharedClock;
 use crate::types::column_bytes;
+
+/// Fuel after which a guest comes back to have the time looked at: a millisecond of work or less, unless
+/// it waits for memory at each step. So neither a function nor a loop of a guest has to ask for the time
+/// itself, as it would with wasmtime's epochs.
+const SLICE_FUEL: u64 = 1_000_000;
 
 /// The guest's exports, by world.
 pub(super) enum Guest {
@@ -35,8 +42,8 @@ impl Guest {
     /// Calls `init`.
     pub fn init(&self, store: &mut Store<HostState>, config: &str) -> Result<(), CallError> {
         let result = match self {
-            Self::Column(plugin) => plugin.call_init(&mut *store, config),
-            Self::Record(plugin) => plugin.call_init(&mut *store, config),
+            Self::Column(plugin) => drive(store, |store| plugin.call_init(store, config)),
+            Self::Record(plugin) => drive(store, |store| plugin.call_init(store, config)),
             #[cfg(feature = "native")]
             Self::Native(native) => Ok(native.init(config)),
         };
@@ -46,8 +53,8 @@ impl Guest {
     /// Calls `describe`.
     pub fn describe(&self, store: &mut Store<HostState>) -> Result<String, CallError> {
         let result = match self {
-            Self::Column(plugin) => plugin.call_describe(&mut *store),
-            Self::Record(plugin) => plugin.call_describe(&mut *store),
+            Self::Column(plugin) => drive(store, |store| plugin.call_describe(store)),
+            Self::Record(plugin) => drive(store, |store| plugin.call_describe(store)),
             // Its component has been asked before.
             #[cfg(feature = "native")]
             Self::Native(_) => Ok(String::new()),
@@ -157,9 +164,27 @@ pub(super) fn arm(
     fuel: (&'static str, u64),
 ) -> Result<(), CallError> {
     store.set_fuel(fuel.1).map_err(|error| CallError::Host(error.into()))?;
-    store.set_epoch_deadline(store.data().limits.deadline_ms.div_ceil(TICK_MS) + 1);
-    store.data_mut().fuel_limit = fuel;
+    let host = store.data_mut();
+    host.fuel_limit = fuel;
+    host.deadline.restart();
     Ok(())
+}
+
+/// Calls into a guest, on this thread and until it returns. It comes back for each [`SLICE_FUEL`], and is
+/// given up there once its time is over.
+pub(super) fn drive<'a, T, F: Future<Output = wasmtime::Result<T>>>(
+    store: &'a mut Store<HostState>,
+    call: impl FnOnce(&'a mut Store<HostState>) -> F,
+) -> wasmtime::Result<T> {
+    let deadline = store.data().deadline.clone();
+    let mut call = pin!(call(store));
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(result) = call.as_mut().poll(&mut context) {
+            return result;
+        }
+        deadline.check()?;
+    }
 }
 
 /// What a failed call means.
@@ -170,7 +195,6 @@ pub(super) fn call_error(error: wasmtime::Error, host: &HostState) -> CallError 
     };
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => host.out_of_fuel(),
-        Some(Trap::Interrupt) => CallError::Deadline { deadline_ms: host.limits.deadline_ms },
         Some(trap) => {
             let last = host.call.logs.iter().rev().find(|(level, _)| *level == Level::Error);
             let said = last.map_or(String::new(), |(_, line)| {
@@ -213,7 +237,7 @@ fn process_columns(
         values: values.as_param(),
         runs: &runs,
     };
-    let result = plugin.call_process(&mut *store, batch);
+    let result = drive(store, |store| plugin.call_process(store, batch));
     result.map_err(|error| call_error(error, store.data()))?.map_err(|text| returned(&text))
 }
 
@@ -352,12 +376,17 @@ impl OutputBudget {
 }
 
 /// What the host holds for an instance under `limits`.
-pub(super) fn new_host(description: Arc<Description>, limits: &Limits) -> HostState {
+pub(super) fn new_host(
+    description: Arc<Description>,
+    limits: &Limits,
+    clock: SharedClock,
+) -> HostState {
     HostState {
         description,
         limits: limits.clone(),
         memory: super::imports::MemoryMeter::new(limits),
         fuel_limit: ("fuel_per_start", limits.fuel_per_start),
+        deadline: Deadline::new(clock, limits.deadline_ms),
         call: CallScope::default(),
     }
 }
@@ -367,8 +396,10 @@ pub(super) fn new_store(
     engine: &wasmtime::Engine,
     description: Arc<Description>,
     limits: &Limits,
+    clock: SharedClock,
 ) -> Store<HostState> {
-    let mut store = Store::new(engine, new_host(description, limits));
+    let mut store = Store::new(engine, new_host(description, limits, clock));
+    store.fuel_async_yield_interval(Some(SLICE_FUEL)).expect("the engine counts fuel");
     store.limiter(|host| &mut host.memory);
     // One transfer to the host may hold what a call may return and its columns of numbers, or what
     // state may be given.

@@ -6,9 +6,12 @@
 //! is why a verdict is only ever passed in a fresh instance. The last three bound what the host keeps
 //! of all calls together, and no record is ever judged by them.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::call::CallError;
+use crate::clock::SharedClock;
 
 /// The most that one call may add to a commit of the log, which holds 128 MiB: beside it there is room for
 /// what was gathered before.
@@ -160,6 +163,36 @@ impl Limits {
             metrics_per_call: self.metrics_per_call.saturating_mul(2),
             ..self.clone()
         }
+    }
+}
+
+/// When the call at hand must have returned.
+#[derive(Clone)]
+pub(super) struct Deadline {
+    clock: SharedClock,
+    at: Duration,
+    deadline_ms: u64,
+}
+
+impl Deadline {
+    /// A deadline by `clock`, of a call that begins now.
+    pub(super) fn new(clock: SharedClock, deadline_ms: u64) -> Self {
+        let mut deadline = Self { clock, at: Duration::ZERO, deadline_ms };
+        deadline.restart();
+        deadline
+    }
+
+    /// A call begins.
+    pub(super) fn restart(&mut self) {
+        self.at = self.clock.monotonic().saturating_add(Duration::from_millis(self.deadline_ms));
+    }
+
+    /// Fails once the time is over.
+    pub(super) fn check(&self) -> Result<(), CallError> {
+        if self.clock.monotonic() < self.at {
+            return Ok(());
+        }
+        Err(CallError::Deadline { deadline_ms: self.deadline_ms })
     }
 }
 

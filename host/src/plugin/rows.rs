@@ -12,7 +12,7 @@ use super::call::{CallError, CallOutput, Input, OutputColumns};
 use super::columns::EntryLimit;
 use super::contract::{HeaderParam, InputRecord, OutputRecord, RecordPlugin, Verdict};
 use super::imports::{HostState, reason};
-use super::instance::{HEADER_BYTES, OutputBudget, call_error, returned};
+use super::instance::{HEADER_BYTES, OutputBudget, call_error, drive, returned};
 use super::limits::Limits;
 use crate::types::Headers;
 
@@ -59,7 +59,7 @@ pub fn process(
             value: records.values.is_valid(i).then(|| records.values.value(i)),
             headers: &headers,
         };
-        let verdict = plugin.call_process_record(&mut *store, record);
+        let verdict = drive(store, |store| plugin.call_process_record(store, record));
         let verdict = verdict.map_err(|error| call_error(error, store.data()))?;
         // A guest can point to much with few instructions, and the host has read it all.
         store.data_mut().charge_bytes(size_bytes(&verdict))?;
