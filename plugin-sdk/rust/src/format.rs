@@ -59,30 +59,9 @@ impl<T: Serialize + DeserializeOwned + 'static> Format for Json<T> {
 
 /// Appends a value as JSON.
 pub(crate) fn write_json<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<bool> {
-    serde_json::to_writer(Pieces(out), value)
+    crate::json::write(value, out)
         .map_err(|e| Error::new(format_args!("the value cannot be written as JSON: {e}")))?;
     Ok(true)
-}
-
-/// Takes JSON, which is written in pieces of a few bytes.
-struct Pieces<'a>(&'a mut Vec<u8>);
-
-impl std::io::Write for Pieces<'_> {
-    #[inline]
-    fn write(&mut self, piece: &[u8]) -> std::io::Result<usize> {
-        anabranch_key::append(self.0, piece);
-        Ok(piece.len())
-    }
-
-    #[inline]
-    fn write_all(&mut self, piece: &[u8]) -> std::io::Result<()> {
-        anabranch_key::append(self.0, piece);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 impl Format for String {

@@ -47,6 +47,7 @@ mod error;
 mod format;
 mod host;
 mod instance;
+mod json;
 mod key;
 mod metrics;
 #[cfg(not(target_arch = "wasm32"))]

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::rc::Rc;
 
+use anabranch_key::append;
 use serde::Serialize;
 
 use crate::bindings::{self, HeaderColumn};
@@ -116,7 +117,7 @@ impl<K: Format, V: Format> Output<K, V> {
         let headers: Vec<_> = record.headers().collect();
         let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
         let bytes = |column: Option<&[u8]>, out: &mut Vec<u8>| {
-            out.extend_from_slice(column.unwrap_or_default());
+            append(out, column.unwrap_or_default());
             Ok(column.is_some())
         };
         self.buffer.borrow_mut().push(

@@ -259,22 +259,35 @@ pub fn append(out: &mut Vec<u8>, bytes: &[u8]) {
     if bytes.len() > FEW {
         return out.extend_from_slice(bytes);
     }
-    let (words, rest) = bytes.as_chunks::<8>();
     out.reserve(bytes.len() + 8);
-    for word in words {
-        out.extend_from_slice(word);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let room = out.spare_capacity_mut().as_mut_ptr().cast::<[u8; 8]>();
+    // SAFETY: there is room for the bytes and a word more: for each whole word, and one for the rest.
+    // What the length then covers was written.
+    unsafe {
+        for (i, word) in words.iter().enumerate() {
+            room.add(i).write(*word);
+        }
+        if !rest.is_empty() {
+            room.add(words.len()).write(last_word(bytes).to_le_bytes());
+        }
+        out.set_len(out.len() + bytes.len());
     }
-    if rest.is_empty() {
-        return;
+}
+
+/// What is behind the last whole word of eight bytes: a word of its own, lowest byte first, zero beyond.
+#[inline]
+pub fn last_word(bytes: &[u8]) -> u64 {
+    let n = bytes.len();
+    let byte = |i: usize| u64::from(bytes[i]) << (8 * i);
+    let half = |half: &[u8; 4]| u64::from(u32::from_le_bytes(*half));
+    match (n % 8, bytes.last_chunk::<8>(), bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        (0, ..) => 0,
+        (rest, Some(last), ..) => u64::from_le_bytes(*last) >> (64 - 8 * rest),
+        // Two halves that overlap, and bytes of which some are the same.
+        (_, None, Some(first), Some(last)) => half(first) | half(last) << (8 * (n - 4)),
+        (..) => byte(0) | byte(n / 2) | byte(n - 1),
     }
-    // A whole word for the rest, of which the end is cut off again.
-    let word = match bytes.last_chunk::<8>() {
-        Some(last) => u64::from_le_bytes(*last) >> (64 - 8 * rest.len()),
-        None => rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)),
-    };
-    let end = out.len() + rest.len();
-    out.extend_from_slice(&word.to_le_bytes());
-    out.truncate(end);
 }
 
 /// Appends an integer: its length and sign in the type byte, then the shortest big-endian form, of
