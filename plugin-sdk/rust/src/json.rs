@@ -114,7 +114,8 @@ impl Parts<'_> {
         value.serialize(Writer(self.out))
     }
 
-    #[inline]
+    /// Within the code that serde derives, where the name is known.
+    #[inline(always)]
     fn field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result {
         if self.verbatim {
             return self.text_within(value);
@@ -300,7 +301,7 @@ macro_rules! parts {
                 type Ok = ();
                 type Error = Error;
 
-                #[inline]
+                #[inline(always)]
                 fn $method<T: Serialize + ?Sized>(&mut self, $($name: $type,)? value: &T) -> Result {
                     self.$write($($name,)? value)
                 }
