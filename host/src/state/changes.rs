@@ -10,6 +10,7 @@ use arrow_array::builder::{ArrayBuilder, BinaryBuilder};
 use arrow_array::{Array, BinaryArray};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::prefetch::{AHEAD, prefetch, prefetch_ref};
 use crate::types::column_bytes;
 
 /// Why a changelog or checkpoint could not be applied.
@@ -56,9 +57,11 @@ impl Changes {
     /// Notes changelog records, in their order: that each key now has its value, or is gone where that is null.
     pub fn push(&mut self, keys: &BinaryArray, values: BinaryArray) {
         let column = self.values.len() as u32;
+        let hashes: Vec<_> = (0..keys.len()).map(|i| self.hasher.hash_one(keys.value(i))).collect();
         for row in 0..keys.len() {
-            let (key, value) = (keys.value(row), (column, row as u32));
-            let (hash, known) = (self.hasher.hash_one(key), &self.keys);
+            self.ask_for(&hashes, row);
+            let (key, value, hash) = (keys.value(row), (column, row as u32), hashes[row]);
+            let known = &self.keys;
             if let Some(last) = self.last.find_mut(hash, |last| last.key(known) == key) {
                 last.value = value;
                 continue;
@@ -72,6 +75,19 @@ impl Changes {
         self.values.push(values);
         if self.bytes > self.next_squeeze_bytes.max(SQUEEZE_BYTES) {
             self.squeeze();
+        }
+    }
+
+    /// Asks for the memory of what hashes will be looked at soon: first of what is known of a key, then of
+    /// the key.
+    #[inline]
+    fn ask_for(&self, hashes: &[u64], i: usize) {
+        let first = |i: usize| self.last.find(*hashes.get(i)?, |_| true);
+        if let Some(last) = first(i + 2 * AHEAD) {
+            prefetch_ref(last);
+        }
+        if let Some(last) = first(i + AHEAD) {
+            prefetch(&self.keys, last.key.0);
         }
     }
 

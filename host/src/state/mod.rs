@@ -13,6 +13,7 @@ mod changes;
 pub mod checkpoint;
 mod overlay;
 mod own_keys;
+mod prefetch;
 mod store;
 
 pub use changes::{ChangeError, Changes, changelog_key};

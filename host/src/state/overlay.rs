@@ -5,6 +5,7 @@ use arrow_array::{Array, BinaryArray};
 use hashbrown::HashMap;
 
 use super::own_keys::OwnKeys;
+use super::prefetch::AHEAD;
 use super::store::{NO_ROW, Page, PageLimit, StoreSet};
 use crate::types::column_bytes;
 
@@ -180,6 +181,7 @@ impl Overlay {
         let mut values = BinaryBuilder::with_capacity(rows.len(), rows.len() * 16);
         let mut bytes = 0;
         for (entry, &row) in rows.iter().enumerate() {
+            base.ask_for(store, rows, entry + AHEAD);
             let value = changes.value(base, store, row, || changes.own.key(entry as u32));
             values.append_option(value);
             bytes += value.map_or(0, <[u8]>::len);

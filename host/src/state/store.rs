@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::changes::changelog_key;
 use super::overlay::{Columns, Overlay};
 use super::own_keys::OwnKeys;
+use super::prefetch::{AHEAD, prefetch};
 
 /// Bytes in place where they are few, so that most entries are a cache line.
 type Bytes = SmallVec<[u8; 16]>;
@@ -83,7 +84,11 @@ impl Store {
     /// The first row that may have each hash, or [`NO_ROW`]. Looking into the table for many keys before
     /// into the entries of any has the memory of many waited for at once.
     fn probe(&self, hashes: Vec<u64>) -> Vec<(u64, u32)> {
-        let first = |hash| self.rows.find(hash, |_| true).copied().unwrap_or(NO_ROW);
+        let first = |hash| {
+            let row = self.rows.find(hash, |_| true).copied().unwrap_or(NO_ROW);
+            prefetch(&self.entries, row as usize);
+            row
+        };
         hashes.into_iter().map(|hash| (hash, first(hash))).collect()
     }
 
@@ -143,6 +148,12 @@ impl Store {
             own.entries.push(entry);
         }
         own
+    }
+
+    /// Asks for the memory of the entry in the row that stands at `i`.
+    #[inline]
+    fn ask_for(&self, rows: &[u32], i: usize) {
+        prefetch(&self.entries, rows.get(i).map_or(usize::MAX, |row| *row as usize));
     }
 
     /// Sets the value of `key`, or deletes it; `durable` when the changelog has it already.
@@ -295,6 +306,12 @@ impl StoreSet {
         self.stores[store].number(keys, text)
     }
 
+    /// Asks for the memory of the entry in the row that stands at `i`, without waiting for it.
+    #[inline]
+    pub(super) fn ask_for(&self, store: usize, rows: &[u32], i: usize) {
+        self.stores[store].ask_for(rows, i);
+    }
+
     /// The value in a row.
     pub(super) fn value_of(&self, store: usize, row: u32) -> Option<&[u8]> {
         self.stores[store].entries.get(row as usize)?.value()
@@ -338,14 +355,18 @@ impl StoreSet {
                         let rows = changes.asked.as_ref().filter(|(asked, _)| same(asked));
                         let rows =
                             rows.map_or_else(|| store.rows_of(keys), |(_, rows)| rows.clone());
-                        for (i, row) in rows.into_iter().enumerate() {
+                        for (i, &row) in rows.iter().enumerate() {
+                            store.ask_for(&rows, i + AHEAD);
                             let value = Some(values.value(i));
                             store.set_at(row, || keys.value(i), value);
                         }
                     }
                     Columns::Own(entries, values) => {
-                        for (&entry, value) in entries.iter().zip(values) {
-                            let row = changes.own.rows[entry as usize];
+                        let rows: Vec<_> =
+                            entries.iter().map(|&entry| changes.own.rows[entry as usize]).collect();
+                        for (i, (&entry, value)) in entries.iter().zip(values).enumerate() {
+                            store.ask_for(&rows, i + AHEAD);
+                            let row = rows[i];
                             store.set_at(row, || changes.own.key(entry), value);
                         }
                     }
@@ -375,7 +396,9 @@ impl StoreSet {
         let mut values = BinaryBuilder::with_capacity(rows, bytes);
         for (number, store) in self.stores.iter_mut().enumerate() {
             store.changed_bytes = 0;
-            for row in std::mem::take(&mut store.changed) {
+            let changed = std::mem::take(&mut store.changed);
+            for (i, &row) in changed.iter().enumerate() {
+                store.ask_for(&changed, i + AHEAD);
                 let entry = &mut store.entries[row as usize];
                 entry.changed = false;
                 changelog_key::join(number, &entry.key, &mut keys);
