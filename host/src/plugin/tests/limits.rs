@@ -101,12 +101,19 @@ fn starting_has_limits_too() {
 
 #[test]
 fn the_deadline_blames_no_record() {
-    let limits = Limits { fuel_per_call: u64::MAX / 4, deadline_ms: 50, ..Limits::default() };
-    let mut guest = instance("hostile", &json!("loop"), &limits);
-    let error = call(&mut guest, poisoned()).map(|output| output.outputs).unwrap_err();
-    match &error {
-        CallError::Deadline { deadline_ms: 50 } => assert!(!error.is_guest_fault()),
-        other => panic!("{other}"),
+    let limits = Limits {
+        fuel_per_call: u64::MAX / 4,
+        host_calls_per_call: u64::MAX,
+        deadline_ms: 20,
+        ..Limits::default()
+    };
+    for mode in ["loop", "host-calls"] {
+        let mut guest = instance("hostile", &json!(mode), &limits);
+        let error = call(&mut guest, poisoned()).map(|output| output.outputs).unwrap_err();
+        match &error {
+            CallError::Deadline { deadline_ms: 20 } => assert!(!error.is_guest_fault()),
+            other => panic!("{mode}: {other}"),
+        }
     }
 }
 
