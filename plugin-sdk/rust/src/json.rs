@@ -5,7 +5,7 @@
 //! compiler knows, costs next to nothing. What is rare or intricate is left to `serde_json`: strings with
 //! escapes, numbers with a fraction, keys of maps.
 //!
-//! **Invariant:** what [`write`] appends is what `serde_json::to_vec` gives.
+//! **Invariant:** what [`write()`] appends is what `serde_json::to_vec` gives.
 
 use anabranch_key::{append, last_word};
 use serde::Serialize;
