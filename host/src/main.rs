@@ -13,6 +13,8 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // Records are for whoever the host lets read them, and not for everyone on the machine.
+    anabranch::storage::keep_files_private();
     let cli = Cli::parse();
     let json = cli.json;
     if let Some(Command::Serve(args)) = &cli.command {

@@ -95,6 +95,43 @@ fn stopped(home: &Path) -> PathBuf {
 }
 
 #[test]
+fn strangers_among_checkpoints_are_all_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let data = stopped(home.path());
+    for content in ["one", "two"] {
+        std::fs::write(data.join("checkpoints/stranger"), content).unwrap();
+        Host::on(home.path(), &SMALL).stop();
+    }
+    let kept = |n: usize| std::fs::read(data.join(format!("quarantine/stranger.{n}"))).unwrap();
+    assert_eq!((kept(0), kept(1)), (b"one".to_vec(), b"two".to_vec()));
+}
+
+#[test]
+fn what_a_host_writes_is_for_its_own_user_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    // A directory that others may read, as an operator or a service manager makes it.
+    let home = tempfile::tempdir().unwrap();
+    let data = home.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(stopped(home.path()), data);
+    let mut folders = vec![data];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let about = std::fs::symlink_metadata(&path).unwrap();
+            assert_eq!(about.permissions().mode() & 0o077, 0, "{}", path.display());
+            seen += 1;
+            if about.is_dir() {
+                folders.push(path);
+            }
+        }
+    }
+    assert!(seen > 10, "{seen} entries");
+}
+
+#[test]
 fn a_backup_under_load_is_one_moment_and_comes_back_whole() {
     let mut random = fastrand::Rng::with_seed(seed());
     let home = tempfile::tempdir().unwrap();
@@ -176,6 +213,7 @@ fn a_backup_under_load_is_one_moment_and_comes_back_whole() {
     }
     host.wait_processed("t", 1, count + 2);
     assert_eq!(stored_tallies(&host, "t", 1), plain_tallies(&host, "in", 2));
+    crate::crash::assert_outputs(&host, 2, "restored");
     swap(&host, "t", &json!({}));
     host.wait_live("t", 2);
     wait_idle(&host, "t");
@@ -277,6 +315,16 @@ fn a_damaged_segment_is_named_and_the_rest_goes_on() {
         assert_eq!(report["losses"][0]["place"], "topic in partition 0", "{name}: {report}");
         let range = |field: &str| report["losses"][0][field].as_u64().unwrap();
         let (from, next) = (range("from"), range("next"));
+        if !refuses {
+            // Before it is repaired, too, what is flipped is an error, and the rest is read.
+            let mut host = Host::on(case.path(), &SMALL);
+            let at = |offset: u64| {
+                host.get(&format!("/v1/topics/in/partitions/0/records?limit=1&from={offset}"))
+            };
+            assert_says(&at(from).text, &[&file_name]);
+            assert_eq!((at(0).status, at(from).status, at(next).status), (200, 500, 200));
+            host.stop();
+        }
         let (code, _, error) = doctor(&damaged, &["--repair"]);
         assert_eq!(code, 5, "{error}");
         let (code, report, error) = doctor(&damaged, &["--repair", "--accept-loss"]);
@@ -581,6 +629,8 @@ fn producers_are_refused_below_the_floor_of_free_space_and_taken_again_above_it(
     assert!(host.status("t")["generations"][0]["failure"].is_null());
     assert_eq!(follower.take(1).count(), 1);
     host.partitions("other", 1);
+    let deleted = host.ask("DELETE", "/v1/topics/other", &[], b"").unwrap();
+    assert!(deleted.status < 300, "{}", deleted.text);
 
     drop(file);
     std::fs::remove_file(&ballast).unwrap();

@@ -37,6 +37,11 @@ fn records_come_out_as_they_went_in() {
     let again = host.produce("t", &page.text).ok();
     assert_eq!(again["partitions"]["1"]["next_offset"], 4, "what was consumed can be produced");
 
+    let copies = host.get("/v1/topics/t/partitions/1/records?from=2");
+    let moved =
+        expected.replace("\"offset\":0", "\"offset\":2").replace("\"offset\":1", "\"offset\":3");
+    assert_eq!(copies.text, moved);
+
     let host = host.restart();
     let page = host.get("/v1/topics/t/partitions/1/records?limit=2");
     assert_eq!(page.text, expected, "and it lasts");
@@ -176,6 +181,21 @@ fn a_stopping_host_drains_and_says_so() {
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"appended\":2"), "{answer}");
     assert_eq!(host.ended(), Some(0));
+}
+
+#[test]
+fn a_stopping_host_waits_for_no_client_beyond_its_limit() {
+    let mut host = Host::start_with(&[("ANABRANCH_HTTP_DRAIN_MS", "300")]);
+    host.topic("t", &json!({}));
+    let mut stalled = TcpStream::connect(host.url().trim_start_matches("http://")).unwrap();
+    let head =
+        "POST /v1/topics/t/records HTTP/1.1\r\nhost: localhost\r\ncontent-length: 20\r\n\r\n{";
+    stalled.write_all(head.as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let started = std::time::Instant::now();
+    host.terminate();
+    assert_eq!(host.ended(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
 
 #[test]

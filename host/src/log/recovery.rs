@@ -19,7 +19,7 @@ use super::sealer::Task;
 use super::segment::{Segment, SegmentEntry};
 use super::topics::{TopicState, Topics};
 use crate::clock::SharedClock;
-use crate::storage::{FileSystem, Storage, WriteBatch, crash_point};
+use crate::storage::{self, FileSystem, Storage, WriteBatch, crash_point};
 use crate::threads::{Mutex, Sender};
 use crate::types::{LogId, PartitionId};
 
@@ -190,17 +190,8 @@ fn set_aside(
     let quarantine = data.join(QUARANTINE_DIR);
     names.sort();
     for name in names {
-        fs.create_dir_all(&quarantine).map_err(|source| io("create", &quarantine, source))?;
         let from = data.join(SEGMENTS_DIR).join(&name);
-        let flat = name.replace('/', "-");
-        let taken = fs.list(&quarantine).map_err(|source| io("list", &quarantine, source))?;
-        let free = |n: &usize| {
-            let name = format!("{flat}.{n}");
-            !taken.iter().any(|entry| entry.name == name)
-        };
-        let n = (0..=taken.len()).find(free).unwrap_or(taken.len());
-        let to = quarantine.join(format!("{flat}.{n}"));
-        fs.rename(&from, &to).map_err(|source| io("move", &from, source))?;
+        let to = storage::set_aside(fs, &from, &quarantine, &name.replace('/', "-"))?;
         tracing::warn!("{} is not in the manifest: moved to {}", from.display(), to.display());
         moved.push(to);
     }

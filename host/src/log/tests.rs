@@ -135,6 +135,7 @@ fn a_full_disk_refuses_records_and_takes_metadata() {
     let error = log.commit_blocking(Commit { appends, ..Commit::default() }).unwrap_err();
     assert!(matches!(error, CommitError::DiskFull { .. }), "{error}");
     create(&log, 1);
+    log.commit_blocking(Commit { deletes: vec![id], ..Commit::default() }).unwrap();
 }
 
 #[test]
@@ -539,4 +540,24 @@ fn ndjson(batch: &Batch) -> String {
         format!("{row}\n")
     };
     (0..batch.len()).map(row).collect()
+}
+
+#[test]
+fn every_flipped_byte_of_a_segment_is_found_or_changes_nothing() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/v1/log/segment.arrow");
+    let good = std::fs::read(golden).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.arrow");
+    let read = |bytes: &[u8]| -> Option<Vec<Batch>> {
+        std::fs::write(&path, bytes).unwrap();
+        let file = crate::storage::ArrowFile::open(&OsFileSystem, &path).ok()?;
+        let blocks = 0..file.blocks().len();
+        blocks.map(|i| columns::from_columns(&file.read(i).ok()?)).collect()
+    };
+    let whole = read(&good).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (at % 8);
+        assert!(read(&bad).is_none_or(|found| found == whole), "bit {} of byte {at}", at % 8);
+    }
 }

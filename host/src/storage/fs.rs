@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::crash::crash_point;
@@ -151,8 +151,7 @@ impl FileSystem for OsFileSystem {
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         crash_point(CHANGE);
-        // Records are for whoever the host lets read them, and not for everyone on the machine.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+        fs::create_dir_all(dir)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -176,24 +175,6 @@ impl FileSystem for OsFileSystem {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(e.into()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    #[test]
-    fn folders_are_for_the_hosts_own_user() {
-        let dir = tempfile::tempdir().unwrap();
-        let made = dir.path().join("a/b");
-        OsFileSystem.create_dir_all(&made).unwrap();
-        for folder in [&made, made.parent().unwrap()] {
-            let mode = fs::metadata(folder).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o700, "{}", folder.display());
         }
     }
 }

@@ -26,6 +26,11 @@ pub fn stand_back() {
     }
 }
 
+/// What this process writes from now on, by sled too, is for its own user alone.
+pub fn keep_files_private() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

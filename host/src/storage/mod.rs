@@ -34,7 +34,7 @@ pub use examine::{Examined, Flaw, HeadExam, list_folder};
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_head_copy};
-pub use machine::{available_memory_bytes, stand_back};
+pub use machine::{available_memory_bytes, keep_files_private, stand_back};
 pub use repair::{
     Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,
     not_replaceable, remove_folder, replace_head, restoring,
@@ -46,6 +46,27 @@ pub fn release_memory() {
     packed::sweep();
     memory::clear();
     arrow_block::BlockWriter::clear();
+}
+
+/// Moves what nobody knows, or what is broken, into the folder `quarantine`, as `name` and a number: nothing
+/// that is there already is replaced.
+///
+/// # Errors
+/// When the disk refuses; it stays where it was then.
+pub fn set_aside(
+    fs: &dyn FileSystem,
+    from: &std::path::Path,
+    quarantine: &std::path::Path,
+    name: &str,
+) -> Result<std::path::PathBuf, Error> {
+    fs.create_dir_all(quarantine).map_err(Error::io("create", quarantine))?;
+    let taken = fs.list(quarantine).map_err(Error::io("list", quarantine))?;
+    let free = |name: &String| !taken.iter().any(|entry| entry.name == *name);
+    // One name more than there are entries.
+    let mut names = (0..=taken.len()).map(|n| format!("{name}.{n}"));
+    let to = quarantine.join(names.find(free).expect("a name is left"));
+    fs.rename(from, &to).map_err(Error::io("move", from))?;
+    Ok(to)
 }
 
 /// Writes a file whole: under a temporary name, synced, renamed, and the folder synced.

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use super::crash::crash_point;
 use super::fs::{CHANGE, FileSystem};
 use super::opening::OLD;
+use super::set_aside;
 use super::store::{Error, Storage, WriteBatch};
 
 const FINISHED: &str = "repair";
@@ -156,15 +157,9 @@ pub fn finish(dir: &Path, fs: &dyn FileSystem) -> Result<Option<String>, Error> 
 /// Moves a head to quarantine; returns its name there.
 fn quarantine_head(dir: &Path, fs: &dyn FileSystem, head: &Path) -> Result<String, Error> {
     let quarantine = dir.join("quarantine");
-    fs.create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
-    let taken = fs.list(&quarantine).map_err(Error::io("list", &quarantine))?;
-    let names = (0..=taken.len()).map(|n| format!("head.{n}"));
-    let free = |name: &String| !taken.iter().any(|entry| entry.name == *name);
-    // One name more than there are entries.
-    let name = names.into_iter().find(free).unwrap_or_default();
-    fs.rename(head, &quarantine.join(&name)).map_err(Error::io("move", head))?;
+    let to = set_aside(fs, head, &quarantine, "head")?;
     fs.sync_dir(&quarantine).map_err(Error::io("sync", &quarantine))?;
-    Ok(name)
+    Ok(to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
 }
 
 fn is_there(path: &Path) -> Result<bool, Error> {

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::Environment;
 use crate::log::{Commit, CommitError, Guard};
 use crate::state::{Changes, StoreSet, changelog_key, checkpoint};
-use crate::storage::crash_point;
+use crate::storage::{crash_point, set_aside};
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
 
 /// Where a task's newest checkpoint is.
@@ -252,10 +252,14 @@ pub fn quarantine_checkpoints(env: &Environment, quarantine: &Path) -> Result<us
     let unknown = entries.into_iter().filter(|e| !e.is_dir && !known.contains(&e.name));
     let mut moved = 0;
     for entry in unknown {
-        let (from, to) = (dir.join(&entry.name), quarantine.join(&entry.name));
-        env.file_system.create_dir_all(quarantine).map_err(failed("create", quarantine))?;
-        env.file_system.rename(&from, &to).map_err(failed("move", &from))?;
-        tracing::warn!("{} is no checkpoint that is known: moved to quarantine", from.display());
+        let from = dir.join(&entry.name);
+        let to = set_aside(&*env.file_system, &from, quarantine, &entry.name)
+            .map_err(|error| error.to_string())?;
+        tracing::warn!(
+            "{} is no checkpoint that is known: moved to {}",
+            from.display(),
+            to.display()
+        );
         moved += 1;
     }
     Ok(moved)

@@ -35,6 +35,7 @@ mod tests {
     /// The vectors of Kafka's own `UtilsTest.testMurmur2`.
     #[test]
     fn murmur2_agrees_with_kafka() {
+        // The partitions are those of seven, by `Utils.toPositive`.
         let cases: [(&[u8], i32); 6] = [
             (b"21", -973_932_308),
             (b"foobar", -790_332_482),
@@ -46,6 +47,8 @@ mod tests {
         for (key, hash) in cases {
             assert_eq!(murmur2(key) as i32, hash, "{}", String::from_utf8_lossy(key));
         }
+        let partitions = cases.map(|(key, _)| partition_of_key(key, 7).0);
+        assert_eq!(partitions, [3, 0, 1, 0, 3, 4]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ fn small() -> Value {
 
 #[test]
 fn a_poisoned_record_is_stopped_alone() {
-    let host = Host::start();
+    let host = Host::start_noting(&[]);
     let mut good = Good::deploy(&host);
     let digest = host.push("fixture_hostile");
     let fuel = "exceeded its units of fuel of 40000000 (limit fuel_per_call)";
@@ -73,7 +73,24 @@ fn a_poisoned_record_is_stopped_alone() {
     }
     let metrics = host.get("/metrics").text;
     assert!(!metrics.contains("left_behind"), "a failed call's metric was counted");
+    assert!(!host.said().contains("left behind"), "a failed call's line was logged");
     good.stays_exact(&host, 2_000);
+}
+
+#[test]
+fn a_deadline_stops_the_task_and_blames_no_record() {
+    let host = Host::start();
+    let mut good = Good::deploy(&host);
+    let limits = json!({"deadline_ms": 200, "fuel_per_call": 1_u64 << 50});
+    deploy(&host, "late", &host.push("fixture_hostile"), "loop", &limits);
+    send(&host, "late", &["a", "poison", "b"]);
+    let failure = || {
+        let status = host.status("late");
+        status["generations"][0]["tasks"][0]["failure"].as_str().unwrap_or_default().to_owned()
+    };
+    wait_until("the deadline stops the task", || failure().contains("(limit deadline_ms)"));
+    assert!(dead_letters(&host, "late").is_empty());
+    good.stays_exact(&host, 1_000);
 }
 
 #[test]

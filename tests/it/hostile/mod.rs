@@ -54,7 +54,7 @@ impl Good {
 }
 
 /// The bytes of a record's value.
-fn value_of(record: &Value) -> Vec<u8> {
+pub fn value_of(record: &Value) -> Vec<u8> {
     match &record["value"] {
         Value::String(text) => text.as_bytes().to_vec(),
         other => BASE64_STANDARD.decode(other["$bytes"].as_str().expect("a value")).unwrap(),

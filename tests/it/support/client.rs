@@ -211,6 +211,7 @@ impl Client {
                 path += &format!("&cursor={cursor}");
             }
             let page = self.get(&path).ok();
+            assert_eq!(page["generation"], generation, "an answer names whose it is");
             all.extend(page["entries"].as_array().unwrap().iter().cloned());
             match page["cursor"].as_str() {
                 Some(next) => cursor = Some(next.to_owned()),

@@ -148,6 +148,7 @@ pub fn settings(random: &mut Rng) -> Vec<(&'static str, String)> {
         ("ANABRANCH_TASKS_WORKERS", choose(&[1, 2, 3])),
         ("ANABRANCH_TASKS_BATCH_MAX_RECORDS", choose(&[37, 150, 1_000])),
         ("ANABRANCH_TASKS_REPLAY_COMMIT_BYTES", choose(&[20_000, 200_000])),
+        ("ANABRANCH_TASKS_NEAR_END_RECORDS", choose(&[100, 50_000])),
         ("ANABRANCH_TASKS_CHECKPOINT_BYTES", choose(&[4_000, 16_000])),
     ]
 }

@@ -140,6 +140,11 @@ impl Lifetime {
         }
         let answers = self.answers();
         let mut moments = BTreeSet::new();
+        // One while the host starts on what its predecessor left.
+        if let (true, Some(first)) = (self.base.is_some(), answers.first()) {
+            let starting: Vec<_> = all.iter().filter(|at| *at < first).collect();
+            moments.extend(random.choice(starting).copied());
+        }
         for n in 0..count {
             let from = [&answers, &rare, &all][n % 3];
             moments.extend(random.choice(from).copied());
