@@ -21,7 +21,7 @@ use arrow_ipc::{
 use arrow_schema::{DataType, SchemaRef};
 use flatbuffers::FlatBufferBuilder;
 
-use super::{memory, packed};
+use super::{memory, numbers, packed};
 
 /// An lz4 frame of independent blocks of at most 64 KiB, without sums: magic, flags, size, and a sum of
 /// these two.
@@ -314,8 +314,10 @@ struct Frame {
 /// Appends one block of a frame; returns how many of its bytes are stored as they are.
 fn frame_block(block: &[u8], compressed: &mut Vec<u8>, out: &mut Vec<u8>) -> usize {
     compressed.resize(lz4_flex::block::get_maximum_output_size(FRAME_BLOCK), 0);
-    match lz4_flex::block::compress_into(block, compressed) {
-        Ok(length) if length < block.len() => {
+    let length = numbers::compress(block, compressed)
+        .or_else(|| lz4_flex::block::compress_into(block, compressed).ok());
+    match length {
+        Some(length) if length < block.len() => {
             out.extend_from_slice(&(length as u32).to_le_bytes());
             out.extend_from_slice(&compressed[..length]);
             0

@@ -18,6 +18,7 @@ mod head;
 mod head_copy;
 mod machine;
 mod memory;
+mod numbers;
 mod opening;
 mod packed;
 mod repair;
