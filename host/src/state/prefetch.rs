@@ -1,7 +1,7 @@
 //! Memory asked for ahead of time.
 //!
 //! A store's entries are met in the order of a batch's keys, which is none: each look at one waits for
-//! memory, some fifty nanoseconds, unless it was asked for a while before.
+//! memory, unless it was asked for a while before.
 
 /// How many elements ahead of its use memory is asked for: what the processor can wait for at once.
 pub(super) const AHEAD: usize = 16;

@@ -1,4 +1,4 @@
-//! JSON as it is written: what `serde_json` writes, byte for byte, at a third of its cost in a sandbox.
+//! JSON as it is written: what `serde_json` writes, byte for byte, at less cost in a sandbox.
 //!
 //! `serde_json` looks at each byte of a string, names of fields included, and each step of a loop has a price
 //! in a guest. Here a string is looked at and copied in words of eight bytes, and a field's name, which the
