@@ -190,7 +190,7 @@ section!(
         follow_commit_bytes: usize = 256 << 10,
         /// Bytes of outputs and state changes that a replaying task writes to files in one commit. Each
         /// task holds up to twice as much: one commit being written, one being gathered.
-        replay_commit_bytes: usize = 4 << 20,
+        replay_commit_bytes: usize = 8 << 20,
         /// Records left to all its tasks below which a replaying generation leaves files for the head: a
         /// fraction of a second of work, and what the head then holds of it.
         near_end_records: u64 = 50_000,

@@ -12,8 +12,7 @@ use arrow_array::{Array, BinaryArray};
 use arrow_buffer::ScalarBuffer;
 use serde::Serialize;
 
-use super::lane::extend_chain;
-use super::{Cursor, OutputSpec, TaskShared};
+use super::{OutputSpec, TaskShared};
 use crate::plugin::{Input, OutputColumns, Run};
 use crate::threads::Mutex;
 use crate::types::{
@@ -70,21 +69,18 @@ impl JournalEntry {
     }
 }
 
-/// Which input partition and offset each record of a batch has.
-struct Origin {
-    inputs: Vec<u32>,
-    partitions: Vec<u32>,
-}
-
-impl Origin {
-    fn of(runs: &[Run]) -> Self {
-        let (mut inputs, mut partitions) = (Vec::new(), Vec::new());
-        for run in runs {
-            inputs.resize(inputs.len() + run.count as usize, run.input);
-            partitions.resize(partitions.len() + run.count as usize, run.partition);
-        }
-        Self { inputs, partitions }
+/// What `of` says of the run of each record at `rows`, which never fall.
+fn of_runs<T: Copy>(runs: &[Run], rows: &[u32], of: impl Fn(&Run) -> T) -> Vec<T> {
+    if let [run] = runs {
+        return vec![of(run); rows.len()];
     }
+    let (mut picked, mut end) = (Vec::with_capacity(rows.len()), 0);
+    for run in runs {
+        end += run.count;
+        let more = rows[picked.len()..].partition_point(|row| *row < end);
+        picked.resize(picked.len() + more, of(run));
+    }
+    picked
 }
 
 impl Pending {
@@ -100,41 +96,31 @@ impl Pending {
         output: OutputSpec,
         input: &Input,
         columns: OutputColumns,
-        cursor: &mut Cursor,
     ) {
         if output.log.is_none() || columns.sources.is_empty() {
             return;
         }
         let slot = columns.output;
         let (records, partitions) = to_records(generation, output, input, columns);
-        self.add(slot, output.partitions, records, partitions, cursor);
+        self.add(slot, output.partitions, records, partitions);
     }
 
     /// Adds records to lanes: all to partition 0 of a topic that has one, else by `partitions`.
-    fn add(
-        &mut self,
-        slot: usize,
-        count: u32,
-        records: Records,
-        partitions: Vec<u32>,
-        cursor: &mut Cursor,
-    ) {
+    fn add(&mut self, slot: usize, count: u32, records: Records, partitions: Vec<u32>) {
         if count == 1 || partitions.iter().all(|p| *p == partitions[0]) {
             let partition = partitions.first().copied().unwrap_or(0);
-            return self.add_lane(slot, partition, records, cursor);
+            return self.add_lane(slot, partition, records);
         }
         let mut rows = vec![Vec::new(); count as usize];
         for (row, partition) in partitions.iter().enumerate() {
             rows[*partition as usize].push(row as u32);
         }
         for (partition, rows) in rows.iter().enumerate().filter(|(_, rows)| !rows.is_empty()) {
-            self.add_lane(slot, partition as u32, take_records(&records, rows), cursor);
+            self.add_lane(slot, partition as u32, take_records(&records, rows));
         }
     }
 
-    fn add_lane(&mut self, slot: usize, partition: u32, records: Records, cursor: &mut Cursor) {
-        let chain = cursor.chains.entry(format!("{slot}/{partition}")).or_default();
-        *chain = extend_chain(*chain, &records);
+    fn add_lane(&mut self, slot: usize, partition: u32, records: Records) {
         self.bytes += records.size_bytes();
         self.lanes.entry((slot, partition)).or_default().push(records);
     }
@@ -147,7 +133,6 @@ impl Pending {
         output: OutputSpec,
         input: &Input,
         rows: &[(u32, String)],
-        cursor: &mut Cursor,
     ) {
         let indexes: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
         let columns = OutputColumns {
@@ -162,7 +147,7 @@ impl Pending {
         let (records, _) = to_records(generation, output, input, columns);
         let sources = records.sources.as_ref().map(|s| s.partitions.clone()).unwrap_or_default();
         let partitions = sources.iter().map(|p| p % output.partitions.max(1)).collect();
-        self.add(slot, output.partitions, records, partitions, cursor);
+        self.add(slot, output.partitions, records, partitions);
     }
 
     /// Takes the lanes: for each (output, partition) its records in order.
@@ -181,9 +166,8 @@ fn to_records(
 ) -> (Records, Vec<u32>) {
     let rows = &columns.sources;
     let batch = &input.batch;
-    let origin = Origin::of(&input.runs);
-    let pick = |column: &[u32]| rows.iter().map(|r| column[*r as usize]).collect::<Vec<_>>();
-    let (inputs, from_partitions) = (pick(&origin.inputs), pick(&origin.partitions));
+    let inputs = of_runs(&input.runs, rows, |run| run.input);
+    let from_partitions = of_runs(&input.runs, rows, |run| run.partition);
     let whole = rows.len() == batch.len() && rows.iter().enumerate().all(|(i, r)| i as u32 == *r);
     let (offsets, timestamps): (ScalarBuffer<u64>, ScalarBuffer<i64>) = if whole {
         (batch.offsets.clone(), batch.records.timestamps.clone())
@@ -193,10 +177,13 @@ fn to_records(
             rows.iter().map(|r| batch.records.timestamps[*r as usize]).collect(),
         )
     };
-    let mut ordinals = Vec::with_capacity(rows.len());
-    for (i, row) in rows.iter().enumerate() {
-        let again = i > 0 && rows[i - 1] == *row;
-        ordinals.push(if again { ordinals[i - 1] + 1 } else { 0u32 });
+    let mut ordinals = vec![0u32; rows.len()];
+    if !whole {
+        for i in 1..rows.len() {
+            if rows[i] == rows[i - 1] {
+                ordinals[i] = ordinals[i - 1] + 1;
+            }
+        }
     }
     let partitions = match columns.partitions {
         _ if output.partitions == 1 => Vec::new(),
@@ -229,17 +216,18 @@ fn to_records(
 /// A dead letter keeps its record's headers and gains `anabranch-reason`, `anabranch-input`,
 /// `anabranch-partition` and `anabranch-offset`.
 fn dead_letter_headers(input: &Input, rows: &[(u32, String)]) -> Headers {
-    let origin = Origin::of(&input.runs);
     let none = Headers::none(input.batch.len());
     let headers = input.batch.records.headers.as_ref().unwrap_or(&none);
     let indexes: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
+    let inputs = of_runs(&input.runs, &indexes, |run| run.input);
+    let partitions = of_runs(&input.runs, &indexes, |run| run.partition);
     take_headers(headers, &indexes, |i| {
         let (row, reason) = &rows[i];
         let row = *row as usize;
         vec![
             ("anabranch-reason".to_owned(), reason.clone()),
-            ("anabranch-input".to_owned(), origin.inputs[row].to_string()),
-            ("anabranch-partition".to_owned(), origin.partitions[row].to_string()),
+            ("anabranch-input".to_owned(), inputs[i].to_string()),
+            ("anabranch-partition".to_owned(), partitions[i].to_string()),
             ("anabranch-offset".to_owned(), input.batch.offsets[row].to_string()),
         ]
     })
@@ -333,5 +321,24 @@ impl CommitMode {
                 task.wake();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_record_has_its_runs_input() {
+        let runs = [(7, 2), (8, 0), (9, 1), (7, 3)].map(|(input, count)| Run {
+            input,
+            partition: 0,
+            count,
+        });
+        for rows in [&[0, 1, 2, 3, 4, 5][..], &[0, 0, 2, 5, 5], &[1, 3], &[4], &[]] {
+            let expected: Vec<u32> = rows.iter().map(|r| [7, 7, 9, 7, 7, 7][*r as usize]).collect();
+            assert_eq!(of_runs(&runs, rows, |run| run.input), expected, "{rows:?}");
+        }
+        assert_eq!(of_runs(&runs[2..3], &[0, 0], |run| run.input), [9, 9]);
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow_array::Array as _;
 
+use super::lane::extend_chain;
 use super::pending::{JournalEntry, Pending, Way, changelog_records};
 use super::processor::{Failure, Outcome, Processor};
 use super::shared::Working;
@@ -65,6 +66,15 @@ struct Outgoing {
     result: Mutex<Option<Result<(), Refused>>>,
 }
 
+/// What a commit takes from the one before it. A commit to files does so where the files are written, which
+/// is before the next one may be sent off.
+struct Trail {
+    /// The chains of all lanes, as [`Cursor::chains`] has them.
+    chains: BTreeMap<String, u64>,
+    /// The bytes of the cursor, which the next commit must find.
+    cursor: Option<Vec<u8>>,
+}
+
 /// A task, as workers step it.
 pub struct Task {
     spec: Arc<TaskSpec>,
@@ -87,10 +97,10 @@ struct Running {
     /// What is left of a batch of which the first part made enough for a commit.
     rest: Option<Input>,
     pending: Pending,
-    /// The cursor after all that was processed, committed or not.
+    /// The cursor after all that was processed, committed or not, but for its chains.
     cursor: Cursor,
-    /// The bytes of the cursor that the last commit sent off writes.
-    sent: Option<Vec<u8>>,
+    /// What the commits sent off follow each other by.
+    trail: Arc<Mutex<Trail>>,
     /// The commits under way, the oldest first.
     outgoing: VecDeque<Arc<Outgoing>>,
     /// Why it ends, once no commit is under way any more: one that is forgotten could still be taken.
@@ -120,6 +130,8 @@ impl Task {
             Failure::Read(format!("state of generation {generation} partition {partition}: {e}"))
         })?;
         let inputs = cursor.inputs.clone();
+        let chains = std::mem::take(&mut cursor.chains);
+        let trail = Arc::new(Mutex::new(Trail { chains, cursor: self.shared.cursor_bytes() }));
         self.shared.restart();
         self.shared.set_behind_since(self.env.clock.monotonic());
         *self.shared.working.write() = Working { stores, inputs, version: 0 };
@@ -130,7 +142,7 @@ impl Task {
             rest: None,
             pending: Pending::default(),
             cursor,
-            sent: self.shared.cursor_bytes(),
+            trail,
             outgoing: VecDeque::new(),
             ending: None,
             checkpointing: Arc::default(),
@@ -326,7 +338,7 @@ impl Task {
                     observer.called(spec, part.batch.len(), &output);
                     for columns in output.outputs {
                         let to = spec.outputs[columns.output];
-                        pending.add_output(generation, to, part, columns, cursor);
+                        pending.add_output(generation, to, part, columns);
                     }
                     output.rejections
                 }
@@ -456,7 +468,7 @@ impl Task {
         let mut lanes = running.pending.take_lanes();
         if !keys.is_empty() {
             let time = running.cursor.stream_time_ms.unwrap_or_default();
-            let slot = (usize::MAX, self.spec.partition.0);
+            let slot = (CHANGELOG, self.spec.partition.0);
             lanes.insert(slot, vec![changelog_records(keys, values, time)]);
         }
         let mut journal = std::mem::take(&mut running.pending.journal);
@@ -464,27 +476,19 @@ impl Task {
         running.pending.moved = false;
         running.processor.started = 0;
 
-        let cursor_bytes = running.cursor.encode();
-        let key = cursor_key(self.spec.generation, self.spec.partition);
         let outgoing = Arc::<Outgoing>::default();
-        let parts = Parts {
-            spec: Arc::clone(&self.spec),
-            lanes,
-            commit: Commit {
-                guards: vec![Guard { key: key.clone(), expected: running.sent.take() }],
-                appends: vec![journal_append(&self.spec, &journal, &running.cursor)],
-                metadata: vec![(key, Some(cursor_bytes.clone()))],
-                ..Commit::default()
-            },
+        let commit = Commit {
+            appends: vec![journal_append(&self.spec, &journal, &running.cursor)],
+            ..Commit::default()
         };
-        running.sent = Some(cursor_bytes.clone());
+        let (spec, cursor) = (Arc::clone(&self.spec), running.cursor.clone());
+        let parts = Parts { spec, lanes, cursor, trail: Arc::clone(&running.trail), commit };
         running.outgoing.push_back(Arc::clone(&outgoing));
-        let cursor = running.cursor.clone();
         let (shared, finished) = (Arc::clone(&self.shared), Arc::clone(&outgoing));
-        let done = move |result: Result<(), Refused>| {
-            if result.is_ok() {
-                shared.committed(cursor, cursor_bytes, version);
-            }
+        let done = move |result: Result<Committed, Refused>| {
+            let result = result.map(|Committed { cursor, bytes }| {
+                shared.committed(cursor, bytes, version);
+            });
             *finished.result.lock() = Some(result);
             shared.wake();
         };
@@ -565,7 +569,7 @@ fn keep_poison(
         Poison::Skip => Ok(()),
         Poison::DeadLetter(output) => {
             let (generation, slot) = (spec.generation_number(), spec.outputs.len());
-            pending.add_dead_letters(generation, slot, output, part, rows, cursor);
+            pending.add_dead_letters(generation, slot, output, part, rows);
             Ok(())
         }
         Poison::Stop => {
@@ -602,28 +606,60 @@ impl From<SegmentError> for Refused {
     }
 }
 
-type Done = Box<dyn FnOnce(Result<(), Refused>) + Send>;
+/// What a commit has left behind.
+struct Committed {
+    cursor: Cursor,
+    /// It in bytes.
+    bytes: Vec<u8>,
+}
+
+type Done = Box<dyn FnOnce(Result<Committed, Refused>) + Send>;
 
 /// A commit with the records that are still to be placed.
 struct Parts {
     spec: Arc<TaskSpec>,
     lanes: BTreeMap<(usize, u32), Vec<Records>>,
+    /// Without its chains.
+    cursor: Cursor,
+    trail: Arc<Mutex<Trail>>,
     commit: Commit,
 }
+
+/// The slot of the changelog, which has no chain.
+const CHANGELOG: usize = usize::MAX;
 
 impl Parts {
     /// The log of an output slot: declared outputs, then dead letters, then the changelog.
     fn log_of(spec: &TaskSpec, slot: usize) -> Option<LogId> {
         match (spec.outputs.get(slot), spec.poison) {
             (Some(OutputSpec { log, .. }), _) => *log,
-            (None, _) if slot == usize::MAX => Some(spec.changelog),
+            (None, _) if slot == CHANGELOG => Some(spec.changelog),
             (None, Poison::DeadLetter(output)) => output.log,
             (None, _) => None,
         }
     }
 
+    /// Completes the cursor and puts it into the commit, to take the place of the one before.
+    fn take_place(&mut self) -> Committed {
+        let mut trail = self.trail.lock();
+        for ((slot, partition), chunks) in &self.lanes {
+            if *slot != CHANGELOG {
+                let chain = trail.chains.entry(format!("{slot}/{partition}")).or_default();
+                *chain = chunks.iter().fold(*chain, extend_chain);
+            }
+        }
+        self.cursor.chains.clone_from(&trail.chains);
+        let bytes = self.cursor.encode();
+        let key = cursor_key(self.spec.generation, self.spec.partition);
+        let expected = trail.cursor.replace(bytes.clone());
+        self.commit.guards.push(Guard { key: key.clone(), expected });
+        self.commit.metadata.push((key, Some(bytes.clone())));
+        Committed { cursor: self.cursor.clone(), bytes }
+    }
+
     fn through_head(mut self, env: &Environment, done: Done) {
         crash_point("task-commit");
+        let committed = self.take_place();
         for ((slot, partition), chunks) in self.lanes {
             let Some(log) = Self::log_of(&self.spec, slot) else { continue };
             for records in join_up_to(chunks, APPEND_BYTES) {
@@ -640,7 +676,7 @@ impl Parts {
             ..Commit::default()
         });
         let done = move |result: Result<_, crate::log::CommitError>| {
-            done(result.map(|_| ()).map_err(Refused::from));
+            done(result.map(|_| committed).map_err(Refused::from));
         };
         env.log.commit(self.commit, Box::new(done));
         if let Some(again) = again {
@@ -649,7 +685,12 @@ impl Parts {
     }
 
     /// `written` is called once the records are let go of, `done` once they are durable.
-    fn through_files(self, env: &Arc<Environment>, written: Box<dyn FnOnce() + Send>, done: Done) {
+    fn through_files(
+        mut self,
+        env: &Arc<Environment>,
+        written: Box<dyn FnOnce() + Send>,
+        done: Done,
+    ) {
         let mode = Arc::clone(&self.spec.mode);
         let done = move |result| {
             done(result);
@@ -657,8 +698,12 @@ impl Parts {
         };
         let (job_env, partition) = (Arc::clone(env), self.spec.partition);
         env.bulk.submit(Box::new(move || {
-            let files = match guarded(|| self.write(&job_env)) {
-                Ok(files) => files,
+            let written_files = guarded(|| {
+                let committed = self.take_place();
+                Ok((self.write(&job_env)?, committed))
+            });
+            let (files, committed) = match written_files {
+                Ok(written) => written,
                 Err(refused) => return done(Err(refused)),
             };
             let env = Arc::clone(&job_env);
@@ -666,7 +711,7 @@ impl Parts {
                 Ok(commit) => {
                     crash_point("replay-files-written");
                     let done = move |result: Result<_, CommitError>| {
-                        done(result.map(|_| ()).map_err(Refused::from));
+                        done(result.map(|_| committed).map_err(Refused::from));
                     };
                     env.log.commit(commit, Box::new(done));
                 }

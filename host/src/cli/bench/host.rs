@@ -3,7 +3,7 @@
 //! **Invariant:** neither hosts nor the directory outlive the benchmark, however it ends short of a
 //! SIGKILL: by itself, by an error, by Ctrl-C or SIGTERM, or because its time is over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -183,6 +183,25 @@ impl Host {
         };
         let bytes = |name| field(name).unwrap_or_default() << 10;
         (bytes("VmRSS:"), bytes("VmHWM:"))
+    }
+
+    /// Nanoseconds that its threads were on a processor so far, by their names without a number at the end,
+    /// as Linux counts them (`schedstat`).
+    pub fn processor_ns(&self) -> BTreeMap<String, u64> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let mut all = BTreeMap::new();
+        for task in tasks.into_iter().flatten().flatten() {
+            // A thread may end while it is looked at.
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
+            let ran =
+                read("schedstat").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+            if let (Some(name), Some(ran)) = (read("comm"), ran) {
+                let name =
+                    name.trim_end().trim_end_matches(|c: char| c == '-' || c.is_ascii_digit());
+                *all.entry(name.to_owned()).or_default() += ran;
+            }
+        }
+        all
     }
 
     /// Bytes on disk below its data directory: all, and those of the head.

@@ -68,7 +68,7 @@ impl Bench<'_> {
         let host = self.workshop.start("idle", &[])?;
         self.produce_history(&host, "history", 2, PLAIN, records)?;
         self.seal(&host)?;
-        let alone = self.replay_rates(&host, &busy, "history", records)?;
+        let alone = self.replays(&host, &busy, "history", records)?.rates;
         host.stop()?;
         // A host that has done nothing yet: what replays have left in memory would hide what idle ones
         // take.
@@ -78,7 +78,7 @@ impl Bench<'_> {
         let count = self.sized(1_000, 10);
         self.deploy_idle(&host, &job("filter")?, count)?;
         let (after, _) = host.memory_bytes();
-        let beside = self.replay_rates(&host, &busy, "history", records)?;
+        let beside = self.replays(&host, &busy, "history", records)?.rates;
         let each = after.saturating_sub(before) as f64 / count as f64 / MB;
         let ratio = median(&beside) / median(&alone);
         for (name, rates) in [("busy alone", alone), ("busy beside idle", beside)] {
@@ -131,7 +131,7 @@ impl Bench<'_> {
             let host = self.workshop.start("two", &[("TASKS_WORKERS", "2".to_owned())])?;
             self.produce_history(&host, "history", 2, PLAIN, 2 * records)?;
             self.seal(&host)?;
-            let together = self.replay_rates(&host, &job, "history", 2 * records)?;
+            let together = self.replays(&host, &job, "history", 2 * records)?.rates;
             host.discard();
             let copies = [0, 1].map(|core| -> Result<Host, Error> {
                 let host = self.workshop.start_on(&format!("copy-{core}"), &one, Some(core))?;
@@ -141,13 +141,13 @@ impl Bench<'_> {
             });
             let [first, second] = copies;
             let (first, second) = (first?, second?);
-            let alone = self.replay_rates(&first, &job, "history", records)?;
+            let alone = self.replays(&first, &job, "history", records)?.rates;
             let rates = std::thread::scope(|scope| -> Result<Vec<f64>, Error> {
-                let other = scope.spawn(|| self.replay_rates(&second, &job, "history", records));
-                let mine = self.replay_rates(&first, &job, "history", records)?;
+                let other = scope.spawn(|| self.replays(&second, &job, "history", records));
+                let mine = self.replays(&first, &job, "history", records)?.rates;
                 let other =
                     other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                Ok(mine.iter().zip(other).map(|(a, b)| a + b).collect())
+                Ok(mine.iter().zip(other.rates).map(|(a, b)| a + b).collect())
             })?;
             let ratio = median(&together) / median(&rates);
             let figures = [

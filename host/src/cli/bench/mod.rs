@@ -28,6 +28,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use self::data::{Shape, Spread};
 use self::host::Workshop;
 use self::jobs::{JOBS, Job};
+use self::replay::Replays;
 use self::report::{Report, Row};
 use super::args;
 use super::client::Error;
@@ -39,6 +40,8 @@ const LIMIT: Duration = Duration::from_secs(3 * 3600);
 const QUICK_LIMIT: Duration = Duration::from_secs(180);
 /// What is measured beside the jobs.
 const MEASURES: [&str; 6] = ["workers", "ingest", "latency", "swaps", "scale", "idle"];
+/// Threads that take less of a record are not shown.
+const LEAST_NS: f64 = 1.0;
 /// The progress bar of a step.
 const BAR: &str = "{prefix:32} {wide_bar} {percent:>3} %  {per_sec}";
 
@@ -142,7 +145,8 @@ impl<'a> Bench<'a> {
         bar.with_style(style).with_prefix(what.to_owned())
     }
 
-    /// The replay rate of each wanted job over one history such as other systems are given.
+    /// The replay rate of each wanted job over one history such as other systems are given, and where its
+    /// processor time goes.
     fn measure_replays(
         &self,
         records: u64,
@@ -156,8 +160,18 @@ impl<'a> Bench<'a> {
         self.produce_history(&host, "history", 1, shape, records)?;
         self.seal(&host)?;
         for job in JOBS.into_iter().filter(|job| wanted(job.name)) {
-            let rates = self.replay_rates(&host, &job, "history", records)?;
-            report.rows.push(Row::new(&job.label(keys), "replay", "records/s", workers, rates));
+            let Replays { rates, processor_ns } = self.replays(&host, &job, "history", records)?;
+            let job = job.label(keys);
+            report.rows.push(Row::new(&job, "replay", "records/s", workers, rates));
+            let mut threads: Vec<Row> = processor_ns
+                .into_iter()
+                .map(|(thread, ns)| {
+                    Row::new(&job, &format!("processor, {thread}"), "ns/record", workers, ns)
+                })
+                .filter(|row| row.median >= LEAST_NS)
+                .collect();
+            threads.sort_by(|a, b| b.median.total_cmp(&a.median));
+            report.rows.extend(threads);
         }
         host.discard();
         Ok(())
@@ -182,7 +196,7 @@ impl<'a> Bench<'a> {
                     self.produce_history(&host, "history", partitions, shape, records)?;
                     self.seal(&host)?;
                     for job in wanted.iter().filter(|job| job.keys.contains(&(keys, spread))) {
-                        let rates = self.replay_rates(&host, job, "history", records)?;
+                        let rates = self.replays(&host, job, "history", records)?.rates;
                         let label = job.label((keys, spread));
                         let row = Row::new(&label, "replay", "records/s", self.workers(), rates);
                         report.rows.push(Row { record_bytes, partitions, ..row });

@@ -1,5 +1,6 @@
 //! Histories and replays: how fast a job goes through what a topic holds.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -162,24 +163,39 @@ impl Bench<'_> {
         host.client().delete(&topic(&format!("{name}-out"), ""))
     }
 
-    /// Replays `job` over `input` several times, after one time that does not count. Returns records a
-    /// second of each.
-    pub fn replay_rates(
+    /// Replays `job` over `input` several times, after one time that does not count.
+    pub fn replays(
         &self,
         host: &Host,
         job: &Job,
         input: &str,
         records: u64,
-    ) -> Result<Vec<f64>, Error> {
-        let mut rates = Vec::new();
+    ) -> Result<Replays, Error> {
+        let mut replays = Replays::default();
         for run in 0..=self.runs() {
             let name = format!("{}-{run}", job.name);
+            let before = host.processor_ns();
             let seconds = self.deploy_and_wait(host, job, &name, input, records)?;
+            let after = host.processor_ns();
             self.undeploy(host, &name)?;
             if run > 0 {
-                rates.push(records as f64 / seconds);
+                replays.rates.push(records as f64 / seconds);
+                for (thread, ran) in after {
+                    let ran = ran.saturating_sub(before.get(&thread).copied().unwrap_or_default());
+                    let each = ran as f64 / records as f64;
+                    replays.processor_ns.entry(thread).or_default().push(each);
+                }
             }
         }
-        Ok(rates)
+        Ok(replays)
     }
+}
+
+/// What was seen of several replays.
+#[derive(Default)]
+pub struct Replays {
+    /// Records a second of each.
+    pub rates: Vec<f64>,
+    /// By the names of threads, the processor time of each replay in nanoseconds a record.
+    pub processor_ns: BTreeMap<String, Vec<f64>>,
 }
