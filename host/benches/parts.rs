@@ -10,7 +10,7 @@ use anabranch::clock::{SharedClock, SystemClock};
 use anabranch::log::{Append, Commit, Log, LogConfig, LogKind, LogSpec, SegmentWriter};
 use anabranch::plugin::{AccessError, Input, Limits, Page, Run, Runtime, StateAccess};
 use anabranch::state::{Changes, Overlay, StoreSet, checkpoint};
-use anabranch::storage::{FileSystem, OsFileSystem, Storage};
+use anabranch::storage::{FileSystem, OsFileSystem, Pace, Storage};
 use anabranch::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder};
 use arrow_array::BinaryArray;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -54,7 +54,7 @@ fn append(log: LogId, records: Records) -> Commit {
 /// Writes `records` as a segment file, `times` over, and commits it.
 fn seal(log: &Log, id: LogId, records: &Records, times: u64) {
     let reserved = log.reserve(id, P0, records.len() as u64 * times).unwrap();
-    let mut writer = SegmentWriter::new(reserved);
+    let mut writer = SegmentWriter::new(reserved, Pace::Full);
     (0..times).for_each(|_| writer.append(records).unwrap());
     let segments = writer.finish().unwrap().into_iter().collect();
     log.commit_blocking(Commit { segments, ..Commit::default() }).unwrap();

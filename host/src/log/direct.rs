@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::commit::{CommitError, LogKind};
 use super::handle::{Log, Shared};
 use super::segment::{Segment, SegmentFile};
-use crate::storage::ArrowFileError;
+use crate::storage::{ArrowFileError, Pace};
 use crate::types::{LogId, Offset, PartitionId, Records};
 
 /// Why a segment could not be written.
@@ -95,18 +95,19 @@ pub struct SegmentWriter {
     reservation: Reservation,
     kind: LogKind,
     next: Offset,
+    pace: Pace,
     /// Begun by the first records.
     file: Option<SegmentFile>,
 }
 
 impl SegmentWriter {
     /// A writer of `reservation`.
-    pub fn new(reservation: Reservation) -> Self {
+    pub fn new(reservation: Reservation, pace: Pace) -> Self {
         let catalog = reservation.shared.catalog.lock();
         let kind = catalog.logs.get(&reservation.log).map_or(LogKind::Records, |spec| spec.kind);
         drop(catalog);
         let next = reservation.first;
-        Self { reservation, kind, next, file: None }
+        Self { reservation, kind, next, pace, file: None }
     }
 
     /// The offset that the next record gets.
@@ -139,7 +140,7 @@ impl SegmentWriter {
             Some(file) => file,
             None => {
                 let sources = self.kind == LogKind::Outputs || records.sources.is_some();
-                let place = shared.segment_place(log, partition, sources);
+                let place = shared.segment_place(log, partition, sources, self.pace);
                 self.file.insert(SegmentFile::create(place, self.next)?)
             }
         };

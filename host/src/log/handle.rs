@@ -18,7 +18,7 @@ use super::sealer::{self, Task};
 use super::segment::SegmentPlace;
 use super::topics::Topics;
 use crate::clock::SharedClock;
-use crate::storage::{self, FileSystem, Storage};
+use crate::storage::{self, FileSystem, Pace, Storage};
 use crate::threads::{self, JoinHandle, Mutex, Sender, channel};
 use crate::types::{LogId, Offset, PartitionId};
 
@@ -155,6 +155,7 @@ impl Shared {
         log: LogId,
         partition: PartitionId,
         sources: bool,
+        pace: Pace,
     ) -> SegmentPlace {
         SegmentPlace {
             fs: Arc::clone(&self.fs),
@@ -165,6 +166,7 @@ impl Shared {
             file_id: self.next_id.fetch_add(1, Ordering::SeqCst),
             sequence: self.storage.sequence(),
             sources,
+            pace,
         }
     }
 

@@ -11,11 +11,11 @@ use super::handle::Shared;
 use super::keys;
 use super::partition::{Partition, Run};
 use super::segment::SegmentFile;
-use crate::storage::{WriteBatch, crash_point};
+use crate::storage::{Pace, WriteBatch, crash_point};
 use crate::threads::{Receiver, Sender, channel};
 
 /// Keys removed in one batch: a batch holds sled's lock while it is applied.
-const REMOVE_KEYS: usize = 128;
+const REMOVE_KEYS: usize = 8;
 
 /// Work for the sealer.
 pub(super) enum Task {
@@ -54,8 +54,9 @@ fn seal_largest(shared: &Arc<Shared>, committer: &Sender<Request>) -> bool {
     let Some(first) = runs.first().filter(|_| bytes > 0) else { return false };
     let (log, id) = (partition.log(), partition.id());
     let sources = runs.iter().any(|run| run.records.sources.is_some());
+    let place = shared.segment_place(log, id, sources, Pace::Gentle);
     let written = (|| {
-        let mut file = SegmentFile::create(shared.segment_place(log, id, sources), first.first)?;
+        let mut file = SegmentFile::create(place, first.first)?;
         for run in &runs {
             file.append(run.first, &run.records, run.append_ms)?;
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::columns;
 use super::reader::{ReadError, fitting, joinable};
-use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw};
+use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw, Pace};
 use crate::threads::Mutex;
 use crate::types::{Batch, LogId, Offset, PartitionId, Records};
 
@@ -249,6 +249,7 @@ pub(super) struct SegmentPlace {
     pub sequence: u64,
     /// Whether records have sources.
     pub sources: bool,
+    pub pace: Pace,
 }
 
 /// Writes a segment file block by block.
@@ -272,7 +273,7 @@ impl SegmentFile {
         let create = place.fs.create_dir_all(&folder).and_then(|()| place.fs.sync_dir(&place.dir));
         create.map_err(|source| ArrowFileError::Io { what: "create", path: folder, source })?;
         let schema = columns::schema(place.sources);
-        let writer = ArrowFileWriter::create(&place.fs, &path, &schema)?;
+        let writer = ArrowFileWriter::create(&place.fs, &path, &schema, place.pace)?;
         let entry = SegmentEntry {
             file,
             first,

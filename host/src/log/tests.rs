@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::clock::{ManualClock, SystemClock};
 use crate::simulation::{Disk, Fault, IO_ERROR};
-use crate::storage::{FileSystem, OsFileSystem, Storage};
+use crate::storage::{FileSystem, OsFileSystem, Pace, Storage};
 use crate::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder, TopicId};
 
 const P0: PartitionId = PartitionId(0);
@@ -340,7 +340,7 @@ fn unknown_files_are_set_aside_and_missing_ones_refuse_to_open() {
 }
 
 fn direct(log: &Log, id: LogId, room: u64, records: &Records) -> SealedSegment {
-    let mut writer = SegmentWriter::new(log.reserve(id, P0, room).unwrap());
+    let mut writer = SegmentWriter::new(log.reserve(id, P0, room).unwrap(), Pace::Full);
     writer.append(records).unwrap();
     writer.finish().unwrap().unwrap()
 }
@@ -374,7 +374,7 @@ fn direct_segments_leave_no_gap_when_newest_and_no_trace_when_dropped() {
     drop(direct(&log, id, 10, &rows(0, 10)));
     let files = std::fs::read_dir(dir.path().join("segments").join(id.to_string())).unwrap();
     assert_eq!(files.count(), 2, "a dropped segment left its file");
-    let mut writer = SegmentWriter::new(log.reserve(id, P0, 3).unwrap());
+    let mut writer = SegmentWriter::new(log.reserve(id, P0, 3).unwrap(), Pace::Gentle);
     assert!(matches!(writer.append(&rows(0, 4)), Err(SegmentError::Full { room: 3, .. })));
     assert!(writer.finish().unwrap().is_none());
     assert_eq!(append(&log, id, rows(130, 1)), (Offset(130), Offset(131)));

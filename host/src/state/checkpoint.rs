@@ -21,7 +21,7 @@ use arrow_schema::{ArrowError, DataType, Field, Schema};
 use serde_json::{Value, json};
 
 use super::{ChangeError, Changes, changelog_key};
-use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw};
+use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw, Pace};
 
 /// Most rows of a block.
 const BLOCK_ROWS: usize = 32_768;
@@ -193,7 +193,7 @@ impl BlockWriter {
         let schema = Arc::new(schema());
         Ok(Self {
             path: path.display().to_string(),
-            file: ArrowFileWriter::create(fs, path, &schema)?,
+            file: ArrowFileWriter::create(fs, path, &schema, Pace::Gentle)?,
             schema,
             stores: UInt16Builder::new(),
             keys: BinaryBuilder::new(),

@@ -93,9 +93,26 @@ struct Index {
     blocks: Vec<Block>,
 }
 
+/// How a file goes to the disk while it grows. A sync of any file waits for all that the disk was given
+/// before, whoever gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// As fast as it is made.
+    Full,
+    /// A piece of [`PIECE_BYTES`] at a time, synced before the next one is written: no commit then waits for
+    /// more than that.
+    Gentle,
+}
+
+/// Bytes of a piece.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Gathers bytes, counts them and sums them up on their way to the disk.
 struct Sink {
     file: Box<dyn File>,
+    pace: Pace,
+    /// Bytes that were synced.
+    synced: u64,
     buffer: Vec<u8>,
     written: u64,
     crc: u32,
@@ -113,9 +130,17 @@ impl io::Write for Sink {
         if self.buffer.len() + bytes.len() >= WRITE_BYTES {
             let from = self.written;
             self.flush()?;
-            self.file.write_at(bytes, self.written)?;
-            self.written += bytes.len() as u64;
-            self.file.write_back(from, self.written - from);
+            for piece in bytes.chunks(PIECE_BYTES) {
+                self.file.write_at(piece, self.written)?;
+                self.written += piece.len() as u64;
+                if self.pace == Pace::Gentle && self.written - self.synced >= PIECE_BYTES as u64 {
+                    self.file.sync()?;
+                    self.synced = self.written;
+                }
+            }
+            if self.pace == Pace::Full {
+                self.file.write_back(from, self.written - from);
+            }
         } else {
             self.buffer.extend_from_slice(bytes);
         }
@@ -149,10 +174,12 @@ impl ArrowFileWriter {
         fs: &Arc<dyn FileSystem>,
         path: &Path,
         schema: &Schema,
+        pace: Pace,
     ) -> Result<Self, ArrowFileError> {
         let temporary = temporary(path);
         let file = fs.create(&temporary).map_err(disk("create", &temporary))?;
-        let mut sink = Sink { file, buffer: Vec::with_capacity(WRITE_BYTES), written: 0, crc: 0 };
+        let buffer = Vec::with_capacity(WRITE_BYTES);
+        let mut sink = Sink { file, pace, synced: 0, buffer, written: 0, crc: 0 };
         let begun = (|| {
             sink.write_all(MAGIC_AT_BEGIN)?;
             let options = IpcWriteOptions::default();
@@ -380,7 +407,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.arrow");
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
-        let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
+        let mut writer =
+            ArrowFileWriter::create(&fs, &path, &rows(0).schema(), Pace::Gentle).unwrap();
         writer.write(&[rows(0)], json!({"n": 0})).unwrap();
         writer.write(&[rows(100)], json!({"n": 1})).unwrap();
         let (length, crc) = writer.finish(json!({"kind": "test"})).unwrap();
@@ -408,7 +436,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let path = dir.path().join("a.arrow");
-        let mut writer = ArrowFileWriter::create(&fs, &path, &rows(0).schema()).unwrap();
+        let mut writer =
+            ArrowFileWriter::create(&fs, &path, &rows(0).schema(), Pace::Gentle).unwrap();
         writer.write(&[rows(0)], Value::Null).unwrap();
         drop(writer);
         assert_eq!(fs.list(dir.path()).unwrap(), []);

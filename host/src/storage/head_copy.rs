@@ -15,7 +15,7 @@ use arrow_array::{ArrayRef, RecordBatch};
 use arrow_schema::{DataType, Field, Schema};
 use serde::{Deserialize, Serialize};
 
-use super::arrow_file::{ArrowFile, ArrowFileError, ArrowFileWriter};
+use super::arrow_file::{ArrowFile, ArrowFileError, ArrowFileWriter, Pace};
 use super::fs::FileSystem;
 use super::repair::Entries;
 
@@ -81,7 +81,7 @@ pub fn write_head_copy<'a>(
     entries: impl Iterator<Item = (&'a [u8], std::borrow::Cow<'a, [u8]>)>,
 ) -> Result<u64, ArrowFileError> {
     let schema = Arc::new(schema());
-    let mut file = ArrowFileWriter::create(fs, path, &schema)?;
+    let mut file = ArrowFileWriter::create(fs, path, &schema, Pace::Gentle)?;
     let (mut keys, mut values, mut bytes) = (BinaryBuilder::new(), BinaryBuilder::new(), 0);
     let mut flush = |keys: &mut BinaryBuilder, values: &mut BinaryBuilder| {
         let columns: Vec<ArrayRef> = vec![Arc::new(keys.finish()), Arc::new(values.finish())];

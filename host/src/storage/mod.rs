@@ -28,7 +28,7 @@ mod watch;
 
 pub use arrow_block::{claimed_bytes, read_batch};
 pub use arrow_file::{
-    ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, TEMPORARY_SUFFIX,
+    ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, Pace, TEMPORARY_SUFFIX,
 };
 pub use crash::crash_point;
 pub use examine::{Examined, Flaw, HeadExam, list_folder};

@@ -23,7 +23,7 @@ use super::{
 
 use crate::log::{Append, Commit, CommitError, Executor, Guard, SegmentError, SegmentWriter};
 use crate::plugin::Input;
-use crate::storage::crash_point;
+use crate::storage::{Pace, crash_point};
 use crate::threads::{self, Bug, Mutex};
 use crate::types::{LogId, Offset, PartitionId, Records, concat_records};
 
@@ -105,6 +105,8 @@ struct Running {
     outgoing: VecDeque<Arc<Outgoing>>,
     /// Why it ends, once no commit is under way any more: one that is forgotten could still be taken.
     ending: Option<Ending>,
+    /// Whether little was left to read when the last commit was sent off.
+    near_end: bool,
     /// Whether a checkpoint is being written.
     checkpointing: Arc<AtomicBool>,
     /// Whether there may be records left from before the generation that is followed began: its
@@ -145,6 +147,7 @@ impl Task {
             trail,
             outgoing: VecDeque::new(),
             ending: None,
+            near_end: false,
             checkpointing: Arc::default(),
             before_leader: true,
         })
@@ -422,12 +425,15 @@ impl Task {
     /// The bytes that a commit gathers before the task waits for the one under way, or, on the way
     /// through history, before it is sent.
     fn commit_limit(&self) -> usize {
-        let (config, head) =
-            (&self.env.config, self.running.as_ref().is_some_and(|r| r.cursor.head));
+        let near_end = self.running.as_ref().is_some_and(|r| r.cursor.head || r.near_end);
+        if near_end { self.head_limit() } else { self.env.config.replay_commit_bytes }
+    }
+
+    /// The same for commits through the head, behind which everyone else's wait.
+    fn head_limit(&self) -> usize {
         match self.shared.role() {
-            _ if !head => config.replay_commit_bytes,
-            Role::Live => config.commit_max_bytes,
-            Role::Follow(_) => config.follow_commit_bytes,
+            Role::Live => self.env.config.commit_max_bytes,
+            Role::Follow(_) => self.env.config.follow_commit_bytes,
         }
     }
 
@@ -451,11 +457,15 @@ impl Task {
     fn send(&mut self) -> Result<bool, Failure> {
         let head = self.running.as_ref().is_some_and(|running| running.cursor.head);
         let near_end = head || self.near_end();
+        let limit = self.head_limit();
         let Some(running) = &mut self.running else { return Ok(true) };
+        // What was gathered for files, before the end was near, goes to files.
+        let is_small = running.near_end || running.made_bytes(&self.shared) <= limit;
+        running.near_end = near_end;
         let way = if running.cursor.head {
             Way::Head
         } else {
-            self.spec.mode.begin(&self.shared, near_end)
+            self.spec.mode.begin(&self.shared, near_end && is_small)
         };
         if way == Way::Wait {
             return Ok(false);
@@ -482,7 +492,13 @@ impl Task {
             ..Commit::default()
         };
         let (spec, cursor) = (Arc::clone(&self.spec), running.cursor.clone());
-        let parts = Parts { spec, lanes, cursor, trail: Arc::clone(&running.trail), commit };
+        // Who reads the outputs of the generation that is followed should not notice.
+        let pace = match self.shared.role() {
+            Role::Follow(_) => Pace::Gentle,
+            Role::Live => Pace::Full,
+        };
+        let trail = Arc::clone(&running.trail);
+        let parts = Parts { spec, lanes, cursor, trail, pace, commit };
         running.outgoing.push_back(Arc::clone(&outgoing));
         let (shared, finished) = (Arc::clone(&self.shared), Arc::clone(&outgoing));
         let done = move |result: Result<Committed, Refused>| {
@@ -622,6 +638,8 @@ struct Parts {
     /// Without its chains.
     cursor: Cursor,
     trail: Arc<Mutex<Trail>>,
+    /// Of files.
+    pace: Pace,
     commit: Commit,
 }
 
@@ -730,7 +748,7 @@ impl Parts {
             let Some(log) = Self::log_of(&self.spec, slot) else { continue };
             let count: u64 = chunks.iter().map(|c| c.len() as u64).sum();
             let reserved = env.log.reserve(log, PartitionId(partition), count);
-            let mut writer = SegmentWriter::new(reserved.map_err(Refused::from)?);
+            let mut writer = SegmentWriter::new(reserved.map_err(Refused::from)?, self.pace);
             for records in &chunks {
                 writer.append(records).map_err(Refused::from)?;
             }
