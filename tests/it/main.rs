@@ -6,6 +6,7 @@ mod bad_input;
 mod crash;
 mod floors;
 mod fuzz;
+mod golden;
 mod hostile;
 mod interrupted;
 mod properties;

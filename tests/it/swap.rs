@@ -293,6 +293,34 @@ fn header(record: &Value, name: &str) -> String {
     found.unwrap_or_else(|| panic!("{record} has no {name}"))[1].as_str().unwrap().to_owned()
 }
 
+/// Everybody's commits wait behind one that goes through the head. So what a candidate makes before it knows
+/// that little is left to read goes to files, if it is more than `tasks.follow_commit_bytes`.
+#[test]
+fn a_candidate_gives_the_head_little_at_once() {
+    let host = Host::start();
+    let client = host.client();
+    client.partitions("in", 1);
+    deploy(&client, "t", &["in"], &json!({}));
+    let mut random = fastrand::Rng::with_seed(seed());
+    for _ in 0..20 {
+        client.append("in", &records(&mut random, 1_000));
+    }
+    wait_idle(&client, "t");
+    let file_bytes = || {
+        let text = client.get("/metrics").text;
+        let name = "anabranch_segment_bytes{topic=\"t-out\",partition=\"0\"} ";
+        let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        value.parse::<u64>().unwrap_or_else(|_| panic!("no {name}: {text}"))
+    };
+    assert_eq!(file_bytes(), 0);
+    swap(&client, "t", &json!({}));
+    client.wait_live("t", 2);
+    assert!(file_bytes() > 0);
+    client.append("in", &records(&mut random, 100));
+    wait_idle(&client, "t");
+    assert_eq!(stored_tallies(&client, "t", 2), plain_tallies(&client, "in", 1));
+}
+
 #[test]
 fn a_gate_waits_for_its_operator() {
     let host = Host::start();

@@ -393,7 +393,7 @@ impl Task {
         if std::mem::take(&mut running.before_leader) {
             return Ok(Stepped::Again);
         }
-        if !busy {
+        if !busy && running.pending.is_empty() {
             self.spec.mode.note_near(&self.shared);
         }
         // A task that began in a later mount than the live one reads has nothing to read either; it
