@@ -432,6 +432,33 @@ mod tests {
     }
 
     #[test]
+    fn what_goes_to_the_disk_in_pieces_is_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
+        let mut random = fastrand::Rng::with_seed(1);
+        let column = |bytes: usize| -> BinaryArray {
+            [Some((0..bytes).map(|_| random.u8(..)).collect::<Vec<u8>>())].iter().collect()
+        };
+        let sizes = [10, 2 * PIECE_BYTES + 1, PIECE_BYTES / 2, PIECE_BYTES / 2, PIECE_BYTES];
+        let rows = sizes.map(column).map(|column| {
+            RecordBatch::try_from_iter_with_nullable([("key", Arc::new(column) as ArrayRef, true)])
+                .unwrap()
+        });
+        for pace in [Pace::Full, Pace::Gentle] {
+            let path = dir.path().join(format!("{pace:?}.arrow"));
+            let mut writer = ArrowFileWriter::create(&fs, &path, &rows[0].schema(), pace).unwrap();
+            for rows in &rows {
+                writer.write(std::slice::from_ref(rows), Value::Null).unwrap();
+            }
+            writer.finish(Value::Null).unwrap();
+            let file = ArrowFile::open(fs.as_ref(), &path).unwrap();
+            for (index, rows) in rows.iter().enumerate() {
+                assert_eq!(&file.read(index).unwrap(), rows, "{pace:?} {index}");
+            }
+        }
+    }
+
+    #[test]
     fn an_unfinished_file_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);

@@ -12,6 +12,7 @@ mod bulk;
 mod checkpoint;
 mod cursor;
 mod lane;
+mod outgoing;
 mod pending;
 mod processor;
 mod shared;

@@ -283,7 +283,7 @@ impl CommitMode {
         self.tasks
     }
 
-    /// Which way the commit of `task` goes; `near_end` once little history is left for it.
+    /// Which way the commit of `task` goes; `near_end` once little is left for it to read and to commit.
     pub fn begin(&self, task: &Arc<TaskShared>, near_end: bool) -> Way {
         let mut state = self.state.lock();
         if !state.files {
