@@ -143,7 +143,7 @@ impl<'a> Record<'a> {
     /// The value as JSON; an error for a tombstone and for what is not a `T`. A `T` may borrow from the
     /// record.
     pub fn json<T: Deserialize<'a>>(&self) -> Result<T> {
-        serde_json::from_str(self.text()?)
+        crate::json::read(self.text()?)
             .map_err(|e| Error::new(format_args!("the record's value is not as expected: {e}")))
     }
 

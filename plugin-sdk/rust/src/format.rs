@@ -52,8 +52,11 @@ impl<T: Serialize + DeserializeOwned + 'static> Format for Json<T> {
 
     #[inline]
     fn decode(bytes: &[u8]) -> Result<T> {
-        serde_json::from_slice(bytes)
-            .map_err(|e| Error::new(format_args!("the value is not the JSON expected: {e}")))
+        let read = match str::from_utf8(bytes) {
+            Ok(text) => crate::json::read(text),
+            Err(_) => serde_json::from_slice(bytes),
+        };
+        read.map_err(|e| Error::new(format_args!("the value is not the JSON expected: {e}")))
     }
 }
 

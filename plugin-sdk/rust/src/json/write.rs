@@ -1,11 +1,7 @@
-//! JSON as it is written: what `serde_json` writes, byte for byte, at less cost in a sandbox.
+//! JSON as it is written.
 //!
-//! `serde_json` looks at each byte of a string, names of fields included, and each step of a loop has a price
-//! in a guest. Here a string is looked at and copied in words of eight bytes, and a field's name, which the
-//! compiler knows, costs next to nothing. What is rare or intricate is left to `serde_json`: strings with
-//! escapes, numbers with a fraction, keys of maps.
-//!
-//! **Invariant:** what [`write()`] appends is what `serde_json::to_vec` gives.
+//! A string is copied in words, and a field's name, which the compiler knows, costs next to nothing. Strings
+//! with escapes, numbers with a fraction and keys of maps are left to `serde_json`.
 
 use anabranch_key::{append, last_word};
 use serde::Serialize;
@@ -15,6 +11,8 @@ use serde::ser::{
 };
 use serde_json::Error;
 
+use super::{ONES, VERBATIM, special};
+
 type Result<T = ()> = std::result::Result<T, Error>;
 
 /// Appends a value as JSON. Where it fails, part of the value may have been written.
@@ -22,25 +20,13 @@ pub(crate) fn write<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Resu
     value.serialize(Writer(out))
 }
 
-/// How the names of structs begin in which `serde_json` hides text that is written as it is.
-const VERBATIM: &str = "$serde_json::private::";
-
 /// Whether a string is written as it is, between quotes: it has no control characters, quotes or backslashes.
 #[inline]
 fn is_plain(text: &[u8]) -> bool {
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    // The high bit of each byte of a word that has to be escaped; of one above such a byte, perhaps, which
-    // changes nothing. Bytes beyond ASCII have none.
-    let escapes = |word: u64| {
-        let control = word.wrapping_sub(0x20 * ONES);
-        let quote = (word ^ (0x22 * ONES)).wrapping_sub(ONES);
-        let backslash = (word ^ (0x5c * ONES)).wrapping_sub(ONES);
-        (control | quote | backslash) & !word & (0x80 * ONES)
-    };
     let (words, rest) = text.as_chunks::<8>();
-    let found = words.iter().fold(0, |found, word| found | escapes(u64::from_le_bytes(*word)));
+    let found = words.iter().fold(0, |found, word| found | special(u64::from_le_bytes(*word)));
     let blank = (0x20 * ONES) << (8 * rest.len());
-    found | escapes(last_word(text) | blank) == 0
+    found | special(last_word(text) | blank) == 0
 }
 
 /// Writes one value.
