@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::columns::Wanted;
 use super::reader::ReadError;
 use super::segment::Segment;
 use crate::threads::{Condvar, Mutex};
@@ -32,12 +33,13 @@ struct Slot {
 pub(super) struct Ahead {
     segment: Arc<Segment>,
     index: usize,
+    wanted: Wanted,
     slot: Arc<Slot>,
 }
 
 impl Ahead {
-    /// Has block `index` of `segment` read.
-    pub fn begin(executor: &Executor, segment: Arc<Segment>, index: usize) -> Self {
+    /// Has what is wanted of block `index` of `segment` read.
+    pub fn begin(executor: &Executor, segment: Arc<Segment>, index: usize, wanted: Wanted) -> Self {
         let (reading, changed) = (Mutex::new(Reading::Waiting), Condvar::new());
         let slot = Arc::new(Slot { reading, changed });
         let (job, of) = (Arc::clone(&slot), Arc::clone(&segment));
@@ -49,13 +51,13 @@ impl Ahead {
             *reading = Reading::Begun;
             drop(reading);
             let end = End(&job);
-            let read = of.read(index);
+            let read = of.read(index, wanted);
             let mut reading = end.0.reading.lock();
             if matches!(*reading, Reading::Begun) {
                 *reading = Reading::Done(Box::new(read));
             }
         }));
-        Self { segment, index, slot }
+        Self { segment, index, wanted, slot }
     }
 
     /// Whether it is this block.
@@ -73,7 +75,9 @@ impl Ahead {
         drop(reading);
         match read {
             Reading::Done(read) => *read,
-            Reading::Waiting | Reading::Begun | Reading::Left => self.segment.read(self.index),
+            Reading::Waiting | Reading::Begun | Reading::Left => {
+                self.segment.read(self.index, self.wanted)
+            }
         }
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use arrow_array::types::{TimestampMillisecondType, UInt32Type, UInt64Type};
 use arrow_array::{
-    Array, ArrayRef, ArrowPrimitiveType, PrimitiveArray, RecordBatch, TimestampMillisecondArray,
-    UInt32Array, UInt64Array,
+    Array, ArrayRef, ArrowPrimitiveType, BinaryArray, PrimitiveArray, RecordBatch,
+    TimestampMillisecondArray, UInt32Array, UInt64Array,
 };
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -70,6 +70,42 @@ pub fn to_columns(batch: &Batch, schema: &SchemaRef) -> Result<RecordBatch, Arro
     RecordBatch::try_new(Arc::clone(schema), columns)
 }
 
+/// Which columns of a partition somebody reads. All others always are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Values; null where nobody wants them.
+    pub values: bool,
+    /// Where records came from; absent where nobody wants them.
+    pub sources: bool,
+}
+
+impl Wanted {
+    /// Everything.
+    pub const ALL: Self = Self { values: true, sources: true };
+    /// No more than what always is.
+    pub const NONE: Self = Self { values: false, sources: false };
+
+    /// Whether column `i` of a segment is one of them.
+    pub(super) fn column(self, i: usize) -> bool {
+        match i {
+            3 => self.values,
+            5.. => self.sources,
+            _ => true,
+        }
+    }
+
+    /// `batch` without what nobody wants.
+    pub(super) fn of(self, mut batch: Batch) -> Batch {
+        if !self.values {
+            batch.records.values = BinaryArray::new_null(batch.len());
+        }
+        if !self.sources {
+            batch.records.sources = None;
+        }
+        batch
+    }
+}
+
 /// The reverse of [`to_columns`]; `None` when the columns are not a segment's.
 pub(super) fn from_columns(rows: &RecordBatch) -> Option<Batch> {
     let with_sources = rows.num_columns() > 5;
@@ -92,8 +128,8 @@ pub(super) fn from_columns(rows: &RecordBatch) -> Option<Batch> {
     };
     let records = Records {
         timestamps: numbers::<TimestampMillisecondType>(rows, 1)?,
-        keys: rows.column(2).as_any().downcast_ref::<arrow_array::BinaryArray>()?.clone(),
-        values: rows.column(3).as_any().downcast_ref::<arrow_array::BinaryArray>()?.clone(),
+        keys: rows.column(2).as_any().downcast_ref::<BinaryArray>()?.clone(),
+        values: rows.column(3).as_any().downcast_ref::<BinaryArray>()?.clone(),
         headers,
         sources,
     };

@@ -8,7 +8,7 @@ use arrow_schema::SchemaRef;
 use serde_json::Value;
 
 use super::codec::{decode, encode};
-use super::columns;
+use super::columns::{self, Wanted};
 use super::image::Image;
 use super::segment::{Segment, examine};
 use crate::storage::{ArrowFile, Entries, FileSystem};
@@ -82,7 +82,11 @@ pub fn segment(fs: &Arc<dyn FileSystem>, dir: &Path, name: &str) {
     if let Ok(file) = ArrowFile::open(&**fs, &dir.join(name)) {
         for index in 0..file.blocks().len() {
             let Ok(rows) = file.read(index) else { continue };
-            let Some(Batch { records, .. }) = columns::from_columns(&rows) else { continue };
+            let Some(batch) = columns::from_columns(&rows) else { continue };
+            let only = file.read_only(index, &|column| Wanted::NONE.column(column));
+            let only = only.ok().and_then(|rows| columns::from_columns(&rows));
+            assert_eq!(only, Some(Wanted::NONE.of(batch.clone())), "block {index}");
+            let Batch { records, .. } = batch;
             let back = decode(&encode(&records, 9));
             assert!(back.is_some_and(|(back, _)| back == records), "block {index}");
         }

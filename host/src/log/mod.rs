@@ -35,7 +35,7 @@ mod tests;
 mod topics;
 
 pub use ahead::Executor;
-pub use columns::{schema as segment_schema, to_columns as segment_columns};
+pub use columns::{Wanted, schema as segment_schema, to_columns as segment_columns};
 pub use commit::{Append, Commit, CommitError, Committed, Guard, LogKind, LogSpec, TopicChange};
 pub use direct::{Reservation, SealedSegment, SegmentError, SegmentWriter};
 pub use files::{FileFault, Files};

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::columns::Wanted;
 use super::lost::Lost;
 use super::reader::{PartitionReader, ReadError};
 use super::segment::Segment;
@@ -196,7 +197,7 @@ impl Partition {
                 if block.next <= start || block.max_timestamp < timestamp_ms {
                     continue;
                 }
-                let batch = segment.read(i)?.from_offset(start);
+                let batch = segment.read(i, Wanted::NONE)?.from_offset(start);
                 if let Some(found) = late(&batch.records) {
                     return Ok(Offset(batch.offsets[found]).min(limit));
                 }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::ahead::{Ahead, Executor};
+use super::columns::Wanted;
 use super::partition::{Partition, Run};
 use super::segment::Segment;
 use crate::types::{Batch, LogId, Offset, PartitionId, Records, concat_records};
@@ -90,6 +91,7 @@ pub enum ReadError {
 /// Reads one partition. Each reader keeps a block of its own.
 pub struct PartitionReader {
     partition: Arc<Partition>,
+    wanted: Wanted,
     /// The block read last.
     block: Option<CachedBlock>,
     /// Where blocks are read ahead, if they are.
@@ -106,12 +108,17 @@ struct CachedBlock {
 
 impl PartitionReader {
     pub(super) fn new(partition: Arc<Partition>) -> Self {
-        Self { partition, block: None, executor: None, ahead: None }
+        Self { partition, wanted: Wanted::ALL, block: None, executor: None, ahead: None }
     }
 
     /// From now on, who reads on and on finds the next block read on another thread.
     pub(super) fn read_ahead(&mut self, executor: Option<Executor>) {
         self.executor = executor;
+    }
+
+    /// From now on, what nobody wants is not read. For a reader that has read nothing yet.
+    pub(super) fn only(&mut self, wanted: Wanted) {
+        self.wanted = wanted;
     }
 
     /// Whether it holds a block of a file.
@@ -174,7 +181,7 @@ impl PartitionReader {
                 }
             }
         };
-        Ok((!batch.is_empty()).then(|| within(batch, max_records, max_bytes)))
+        Ok((!batch.is_empty()).then(|| self.wanted.of(within(batch, max_records, max_bytes))))
     }
 
     /// The block of `segment` that holds the first record at or after `from`.
@@ -196,14 +203,14 @@ impl PartitionReader {
         let reads_on = self.block.take().is_some();
         let batch = match self.ahead.take().filter(|ahead| ahead.is(&segment, index)) {
             Some(ahead) => ahead.take()?,
-            None => segment.read(index)?,
+            None => segment.read(index, self.wanted)?,
         };
         self.ahead = self.executor.as_ref().filter(|_| reads_on).and_then(|executor| {
             let next = match index + 1 < blocks.len() {
                 true => Some((Arc::clone(&segment), index + 1)),
                 false => following.map(|segment| (segment, 0)),
             };
-            next.map(|(segment, index)| Ahead::begin(executor, segment, index))
+            next.map(|(segment, index)| Ahead::begin(executor, segment, index, self.wanted))
         });
         self.block = Some(CachedBlock { segment, index, batch: batch.clone() });
         Ok(batch)

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::columns;
+use super::columns::{self, Wanted};
 use super::reader::{ReadError, fitting, joinable};
 use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw, Pace};
 use crate::threads::Mutex;
@@ -116,9 +116,9 @@ impl Segment {
         Ok(open)
     }
 
-    /// Reads block `index`.
-    pub(super) fn read(&self, index: usize) -> Result<Batch, ReadError> {
-        let rows = self.open()?.file.read(index);
+    /// Reads what is wanted of block `index`.
+    pub(super) fn read(&self, index: usize, wanted: Wanted) -> Result<Batch, ReadError> {
+        let rows = self.open()?.file.read_only(index, &|column| wanted.column(column));
         let rows = rows.map_err(|e| self.corrupt(index, &e.to_string()))?;
         columns::from_columns(&rows)
             .ok_or_else(|| self.corrupt(index, "its columns are not those of a segment"))
@@ -143,7 +143,7 @@ impl Segment {
             count += match (a, b) == (block.first, block.next) {
                 true => rows,
                 false if block.next.0 - block.first.0 == rows => b.0 - a.0,
-                false => self.read(i)?.from_offset(a).before_offset(b).len() as u64,
+                false => self.read(i, Wanted::NONE)?.from_offset(a).before_offset(b).len() as u64,
             };
         }
         Ok(count)

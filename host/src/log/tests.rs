@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use arrow_array::{Array as _, BinaryArray};
+
 use super::*;
 use crate::clock::{ManualClock, SystemClock};
 use crate::simulation::{Disk, Fault, IO_ERROR};
@@ -312,6 +314,33 @@ fn sealed_records_read_as_the_head_did_also_after_a_reopen() {
     check(&open(dir.path(), tiny()));
 }
 
+/// Whoever ignores values sees the same, whether records lie in files, in the head or in both.
+#[test]
+fn what_nobody_wants_is_null_wherever_records_lie() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), tiny());
+    let id = create(&log, 1);
+    for i in 0..40 {
+        append(&log, id, rows(i * 50, 50));
+    }
+    settle(&log);
+    append(&log, id, rows(2000, 3));
+    let partition = log.partition(id, P0).unwrap();
+    assert!(partition.file_bytes() > 0 && partition.tail_bytes() > 0, "all lies in one place");
+    let (mut whole, mut only) = (partition.reader(), partition.reader());
+    only.only(Wanted { values: false, sources: false });
+    let mut at = Offset(0);
+    while let Some(batch) = only.read(at, END, 77, 1 << 20).unwrap() {
+        let next = batch.next_offset().unwrap();
+        let mut expected = whole.read(at, next, 77, 1 << 20).unwrap().unwrap();
+        assert_eq!(expected.records.values.null_count(), 0);
+        expected.records.values = BinaryArray::new_null(expected.len());
+        assert_eq!(batch, expected);
+        at = next;
+    }
+    assert_eq!(at, Offset(2003));
+}
+
 #[test]
 fn unknown_files_are_set_aside_and_missing_ones_refuse_to_open() {
     let dir = tempfile::tempdir().unwrap();
@@ -555,6 +584,15 @@ fn every_flipped_byte_of_a_segment_is_found_or_changes_nothing() {
         blocks.map(|i| columns::from_columns(&file.read(i).ok()?)).collect()
     };
     let whole = read(&good).unwrap();
+    for (i, batch) in whole.iter().enumerate() {
+        std::fs::write(&path, &good).unwrap();
+        let file = crate::storage::ArrowFile::open(&OsFileSystem, &path).unwrap();
+        for wanted in [Wanted::ALL, Wanted::NONE, Wanted { values: true, ..Wanted::NONE }] {
+            let rows = file.read_only(i, &|column| wanted.column(column)).unwrap();
+            let found = columns::from_columns(&rows);
+            assert_eq!(found, Some(wanted.of(batch.clone())), "{wanted:?}");
+        }
+    }
     for at in 0..good.len() {
         let mut bad = good.clone();
         bad[at] ^= 1 << (at % 8);

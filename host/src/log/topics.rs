@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::ahead::Executor;
+use super::columns::Wanted;
 use super::partition::{Partition, Registry};
 use super::reader::{PartitionReader, ReadError};
 use super::signal::{Signal, Subscription};
@@ -263,7 +264,7 @@ impl TopicPartition {
 
     /// A reader of its own cache.
     pub fn reader(&self) -> TopicReader {
-        TopicReader { partition: self.clone(), physical: None, executor: None }
+        TopicReader { partition: self.clone(), physical: None, executor: None, wanted: Wanted::ALL }
     }
 
     /// Calls `listener` now and after each publication in the mounted log, across swaps.
@@ -334,12 +335,18 @@ pub struct TopicReader {
     partition: TopicPartition,
     physical: Option<PartitionReader>,
     executor: Option<Executor>,
+    wanted: Wanted,
 }
 
 impl TopicReader {
     /// The same, with blocks read ahead by `executor` for whoever reads on and on.
     pub fn read_ahead(self, executor: Option<Executor>) -> Self {
         Self { executor, ..self }
+    }
+
+    /// The same, of what is wanted alone.
+    pub fn only(self, wanted: Wanted) -> Self {
+        Self { wanted, ..self }
     }
 
     /// Lets go of what it has read; returns whether that was a block of a file.
@@ -396,6 +403,7 @@ impl TopicReader {
                 let gone = ReadError::Deleted { log: mount.log, partition: *id };
                 let mut reader = topic.physical(mount, *id).ok_or(gone)?.reader();
                 reader.read_ahead(self.executor.clone());
+                reader.only(self.wanted);
                 reader
             }
         };

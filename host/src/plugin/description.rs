@@ -98,6 +98,10 @@ pub struct Description {
     /// Its outputs.
     #[serde(default)]
     pub outputs: Vec<OutputDeclaration>,
+    /// Whether it never looks at the values of its inputs: then they come as nulls, and nobody decompresses
+    /// or copies them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignores_values: bool,
     /// A schema of its config; `None` takes any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Value>,

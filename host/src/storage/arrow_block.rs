@@ -11,7 +11,7 @@
 use std::io::Read as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, make_array};
+use arrow_array::{Array, ArrayRef, RecordBatch, RecordBatchOptions, make_array, new_null_array};
 use arrow_buffer::{BooleanBufferBuilder, Buffer};
 use arrow_data::{ArrayData, ArrayDataBuilder};
 use arrow_ipc::{
@@ -341,18 +341,23 @@ fn unframe(body: &mut Vec<u8>, start: usize) {
     body.truncate(to);
 }
 
-/// Reads a message of the columns of `schema`.
+/// Reads a message of the columns of `schema`. Those whose index nobody wants, which must be nullable, are
+/// not decompressed and come as nulls.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn read(message: &Arc<Vec<u8>>, schema: &SchemaRef) -> Result<RecordBatch, String> {
+pub fn read(
+    message: &Arc<Vec<u8>>,
+    schema: &SchemaRef,
+    wanted: &dyn Fn(usize) -> bool,
+) -> Result<RecordBatch, String> {
     let header = message.get(4..8).and_then(|bytes| bytes.try_into().ok());
     let header = header.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize);
     let rest = message.get(8..).unwrap_or_default();
     let (header, body) = rest.split_at_checked(header).ok_or("its header is cut off")?;
     let root = arrow_ipc::root_as_message(header).map_err(|error| error.to_string())?;
     let batch = root.header_as_record_batch().ok_or("it is no record batch")?;
-    read_columns(batch, body, schema, Some((message, message.len() - body.len())))
+    read_columns(batch, body, schema, wanted, Some((message, message.len() - body.len())))
 }
 
 /// Reads the columns of `schema` that `batch` finds in `body`; nothing of `body` is kept.
@@ -364,7 +369,7 @@ pub fn read_batch(
     body: &[u8],
     schema: &SchemaRef,
 ) -> Result<RecordBatch, String> {
-    read_columns(batch, body, schema, None)
+    read_columns(batch, body, schema, &|_| true, None)
 }
 
 /// Reads columns; `message`, if it may be kept, holds `body` from a position on.
@@ -372,6 +377,7 @@ fn read_columns(
     batch: arrow_ipc::RecordBatch<'_>,
     body: &[u8],
     schema: &SchemaRef,
+    wanted: &dyn Fn(usize) -> bool,
     message: Option<(&Arc<Vec<u8>>, usize)>,
 ) -> Result<RecordBatch, String> {
     let compressed = match batch.compression() {
@@ -383,10 +389,14 @@ fn read_columns(
         (batch.nodes().into_iter().flatten(), batch.buffers().into_iter().flatten());
     let mut columns = Columns { nodes, buffers, body, compressed, message };
     let mut arrays: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
-    for field in schema.fields() {
-        let array = columns.next(field.data_type());
-        let array = array.map_err(|error| format!("column {}: {error}", field.name()))?;
-        arrays.push(make_array(array));
+    for (i, field) in schema.fields().iter().enumerate() {
+        let kind = field.data_type();
+        let array = match wanted(i) {
+            true => columns.next(kind).map(make_array),
+            // The columns before it were read: so many rows there are.
+            false => columns.skip(kind, arrays.first().map_or(0, |first| first.len())),
+        };
+        arrays.push(array.map_err(|error| format!("column {}: {error}", field.name()))?);
     }
     let rows = usize::try_from(batch.length()).map_err(|_| "it has less than no rows")?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows));
@@ -454,6 +464,23 @@ where
             },
         };
         array.align_buffers(true).build().map_err(|error| error.to_string())
+    }
+
+    /// Passes over a column that should have so many rows; returns nulls.
+    fn skip(&mut self, kind: &DataType, rows: usize) -> Result<ArrayRef, String> {
+        let node = self.nodes.next().ok_or("it is missing")?;
+        let mut buffers = 0..match kind {
+            DataType::Binary => 3,
+            kind if kind.is_primitive() => 2,
+            kind => return Err(format!("columns of {kind} are always read")),
+        };
+        if !buffers.all(|_| self.buffers.next().is_some()) {
+            return Err("it is missing".to_owned());
+        }
+        match usize::try_from(node.length()) {
+            Ok(length) if length == rows => Ok(new_null_array(kind, rows)),
+            _ => Err(format!("it has {} rows instead of {rows}", node.length())),
+        }
     }
 
     fn buffer(&mut self) -> Result<Buffer, String> {
@@ -544,6 +571,10 @@ mod tests {
     use arrow_select::concat::concat_batches;
 
     use super::*;
+
+    fn read(message: &Arc<Vec<u8>>, schema: &SchemaRef) -> Result<RecordBatch, String> {
+        super::read(message, schema, &|_| true)
+    }
 
     /// Rows of all types that files have.
     fn rows(random: &mut fastrand::Rng, n: usize) -> RecordBatch {
@@ -660,6 +691,37 @@ mod tests {
             StreamReader::try_new(&stream[..], None).unwrap().next().unwrap().unwrap(),
             whole
         );
+    }
+
+    #[test]
+    fn a_column_that_nobody_wants_is_nulls_of_the_rows_that_there_are() {
+        let columns = |key: &[&[u8]]| {
+            let number = Arc::new(UInt64Array::from(vec![7; 3])) as ArrayRef;
+            let key = Arc::new(arrow_array::BinaryArray::from_vec(key.to_vec())) as ArrayRef;
+            [("number", number, false), ("key", key, true)]
+        };
+        let rows = RecordBatch::try_from_iter_with_nullable(columns(&[b"a", b"", b"c"])).unwrap();
+        let mut writer = BlockWriter::default();
+        let message = writer.encode(std::slice::from_ref(&rows)).unwrap();
+        let bytes = Arc::new([message.header, message.body].concat());
+        let schema = rows.schema();
+        let found = super::read(&bytes, &schema, &|column| column == 0).unwrap();
+        assert_eq!(found.column(0), rows.column(0));
+        assert_eq!((found.column(1).len(), found.column(1).null_count()), (3, 3));
+        // With one row less than it should have, and gone.
+        writer.nodes.clear();
+        writer.buffers.clear();
+        writer.body.clear();
+        for (i, length) in [(0, 3), (1, 2)] {
+            writer.column(&[rows.column(i).slice(0, length).to_data()]).unwrap();
+        }
+        writer.message(3);
+        let message = [&[0; 8], writer.metadata.finished_data(), &writer.body].concat();
+        let mut message = message;
+        let length = writer.metadata.finished_data().len() as u32;
+        message[4..8].copy_from_slice(&length.to_le_bytes());
+        let error = super::read(&Arc::new(message), &schema, &|column| column == 0).unwrap_err();
+        assert_eq!(error, "column key: it has 2 rows instead of 3");
     }
 
     #[test]

@@ -353,6 +353,19 @@ impl ArrowFile {
     /// # Panics
     /// When there is no such block.
     pub fn read(&self, index: usize) -> Result<RecordBatch, ArrowFileError> {
+        self.read_only(index, &|_| true)
+    }
+
+    /// The same, but columns whose index is not `wanted`, which must be nullable, come as nulls: their
+    /// bytes are checked and not decompressed.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn read_only(
+        &self,
+        index: usize,
+        wanted: &dyn Fn(usize) -> bool,
+    ) -> Result<RecordBatch, ArrowFileError> {
         let block = &self.blocks[index];
         let bad = |detail: &str| damaged(&self.path, &format!("block {index}: {detail}"));
         let length = usize::try_from(block.length).map_err(|_| bad("its length cannot be"))?;
@@ -362,7 +375,7 @@ impl ArrowFile {
         if crc32c::crc32c(&bytes) != block.crc32c {
             return Err(bad("its crc32c does not match"));
         }
-        arrow_block::read(&Arc::new(bytes), &self.schema).map_err(|detail| bad(&detail))
+        arrow_block::read(&Arc::new(bytes), &self.schema, wanted).map_err(|detail| bad(&detail))
     }
 }
 

@@ -70,7 +70,7 @@ impl JournalEntry {
 }
 
 /// What `of` says of the run of each record at `rows`, which never fall.
-fn of_runs<T: Copy>(runs: &[Run], rows: &[u32], of: impl Fn(&Run) -> T) -> Vec<T> {
+pub fn of_runs<T: Copy>(runs: &[Run], rows: &[u32], of: impl Fn(&Run) -> T) -> Vec<T> {
     if let [run] = runs {
         return vec![of(run); rows.len()];
     }
@@ -125,7 +125,8 @@ impl Pending {
         self.lanes.entry((slot, partition)).or_default().push(records);
     }
 
-    /// Adds dead letters: the records of `input` at `rows`, with the reason and place in headers.
+    /// Adds dead letters: the records of `input` at `rows`, whose values are `values`, with the reason and
+    /// place in headers.
     pub fn add_dead_letters(
         &mut self,
         generation: GenerationNumber,
@@ -133,12 +134,13 @@ impl Pending {
         output: OutputSpec,
         input: &Input,
         rows: &[(u32, String)],
+        values: BinaryArray,
     ) {
         let indexes: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
         let columns = OutputColumns {
             output: slot,
             keys: take_column(&input.batch.records.keys, &indexes),
-            values: take_column(&input.batch.records.values, &indexes),
+            values,
             timestamps: None,
             partitions: None,
             headers: Some(dead_letter_headers(input, rows)),

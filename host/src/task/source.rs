@@ -7,11 +7,17 @@
 //! **Invariant:** positions are topic offsets and never pass the bound that the caller gives.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Display;
 use std::sync::Arc;
 
-use super::pending::JournalEntry;
+use arrow_array::BinaryArray;
+use arrow_array::builder::BinaryBuilder;
+
+use super::pending::{JournalEntry, of_runs};
 use super::processor::Failure;
-use crate::log::{Executor, Log, Partition, PartitionReader, ReadError, TopicRead, TopicReader};
+use crate::log::{
+    Executor, Log, Partition, PartitionReader, ReadError, Topic, TopicRead, TopicReader, Wanted,
+};
 use crate::plugin::{Input, Run};
 use crate::storage::release_memory;
 use crate::types::{Batch, LogId, Offset, PartitionId, concat_batches};
@@ -147,9 +153,14 @@ pub struct Source {
 impl Source {
     /// The inputs of `spec`, at `positions`; `ahead` reads blocks of history ahead.
     pub fn new(spec: &TaskSpec, positions: &[Offset], ahead: Option<&Executor>) -> Self {
+        // Sources of inputs that are outputs of deployments are never seen by a plugin.
+        let values = !spec.plugin.description().ignores_values;
+        let wanted = Wanted { values, sources: false };
         let inputs = spec.inputs.iter().zip(positions).map(|(topic, position)| InputReader {
             name: topic.state().name.to_string(),
-            reader: topic.partition(spec.partition).map(|p| p.reader().read_ahead(ahead.cloned())),
+            reader: topic
+                .partition(spec.partition)
+                .map(|p| p.reader().read_ahead(ahead.cloned()).only(wanted)),
             position: *position,
             buffer: None,
         });
@@ -264,12 +275,7 @@ impl Taken {
         self.parts.push(batch);
     }
 
-    fn finish(mut self) -> Option<(Batch, Vec<Run>)> {
-        // Inputs that are outputs of deployments carry sources of their own; the plugin never sees
-        // them, and parts with and without cannot be joined.
-        for part in &mut self.parts {
-            part.records.sources = None;
-        }
+    fn finish(self) -> Option<(Batch, Vec<Run>)> {
         Some((concat_batches(&self.parts)?, self.runs))
     }
 }
@@ -287,6 +293,43 @@ pub fn slice_input(input: &Input, start: usize, len: usize) -> Input {
         }
     }
     Input { batch: input.batch.slice(start, len), runs, ..input.clone() }
+}
+
+/// The values of the records of `input` at `rows`, read from its topics one by one.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn read_values(
+    topics: &[Arc<Topic>],
+    input: &Input,
+    rows: &[u32],
+) -> Result<BinaryArray, Failure> {
+    let inputs = of_runs(&input.runs, rows, |run| run.input);
+    let partitions = of_runs(&input.runs, rows, |run| run.partition);
+    let (mut values, mut readers) = (BinaryBuilder::new(), BTreeMap::new());
+    for ((row, index), partition) in rows.iter().zip(inputs).zip(partitions) {
+        let (topic, offset) = (&topics[index as usize], input.batch.offsets[*row as usize]);
+        let failed = |why: &dyn Display| {
+            let name = &topic.state().name;
+            Failure::Read(format!("input {name}, offset {offset} of partition {partition}: {why}"))
+        };
+        let id = PartitionId(partition);
+        // A reader keeps the block of the records that follow.
+        let reader = readers
+            .entry((index, partition))
+            .or_insert_with(|| topic.partition(id).map(|p| p.reader()));
+        let reader = reader.as_mut().ok_or_else(|| failed(&"there is no such partition"))?;
+        let read = reader.read(Offset(offset), Offset(offset + 1), 1, 1);
+        match read.map_err(|e| failed(&e))? {
+            TopicRead::Records(batch) => {
+                values.append_option(batch.records.values.iter().next().flatten())
+            }
+            TopicRead::Swap { .. } | TopicRead::End => {
+                return Err(failed(&"there is no such record"));
+            }
+        }
+    }
+    Ok(values.finish())
 }
 
 /// The first record that `input` has of each input of the task.

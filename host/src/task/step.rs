@@ -15,14 +15,14 @@ use super::outgoing::{CHANGELOG, Committed, Parts, Refused, Trail, journal_appen
 use super::pending::{Pending, Way, changelog_records};
 use super::processor::{Failure, Outcome, Processor};
 use super::shared::Working;
-use super::source::{BatchLimit, Bound, Source, first_offsets, slice_input};
+use super::source::{BatchLimit, Bound, Source, first_offsets, read_values, slice_input};
 use super::{Cursor, Environment, Poison, Role, RunState, Step, Stepped, TaskShared, TaskSpec};
 
 use crate::log::{Commit, Executor};
 use crate::plugin::Input;
 use crate::storage::Pace;
 use crate::threads::Mutex;
-use crate::types::{LogId, Offset};
+use crate::types::{LogId, Offset, take_column};
 
 /// Batches after which a task that writes files commits, whatever they made: a crash in the middle of
 /// history then costs seconds, and progress can be seen.
@@ -556,7 +556,13 @@ fn keep_poison(
         Poison::Skip => Ok(()),
         Poison::DeadLetter(output) => {
             let (generation, slot) = (spec.generation_number(), spec.outputs.len());
-            pending.add_dead_letters(generation, slot, output, part, rows);
+            let indexes: Vec<u32> = rows.iter().map(|(row, _)| *row).collect();
+            // What the plugin ignores was not read with the batch.
+            let values = match spec.plugin.description().ignores_values {
+                true => read_values(&spec.inputs, part, &indexes)?,
+                false => take_column(&part.batch.records.values, &indexes),
+            };
+            pending.add_dead_letters(generation, slot, output, part, rows, values);
             Ok(())
         }
         Poison::Stop => {

@@ -50,8 +50,10 @@ impl Batch {
         Column::new(&self.input.batch.keys)
     }
 
-    /// The values; null is a tombstone.
+    /// The values; null is a tombstone. Panics where the plugin
+    /// [ignores values](crate::Setup::ignore_values).
     pub fn values(&self) -> Column<'_> {
+        self.call.check_values().unwrap();
         Column::new(&self.input.batch.values)
     }
 
@@ -123,20 +125,29 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// The value; `None` is a tombstone.
+    /// The value; `None` is a tombstone. Panics where the plugin
+    /// [ignores values](crate::Setup::ignore_values).
     #[inline]
     pub fn value(&self) -> Option<&'a [u8]> {
-        self.batch.values().get(self.index)
+        let value = Column::new(&self.batch.input.batch.values).get(self.index);
+        // Looked at only here: what is ignored is null.
+        if value.is_none() {
+            self.batch.call.check_values().unwrap();
+        }
+        value
     }
 
     /// The value as text; an error for a tombstone and where it is not UTF-8.
     #[inline]
     pub fn text(&self) -> Result<&'a str> {
-        let values = self.batch.values();
+        let values = Column::new(&self.batch.input.batch.values);
         let all_text = *self.batch.input.values_are_text.get_or_init(|| values.is_text());
         values.text(self.index, all_text).ok_or_else(|| match values.is_valid(self.index) {
             true => Error::new("the record's value is not UTF-8"),
-            false => Error::new("the record is a tombstone: it has no value"),
+            false => match self.batch.call.check_values() {
+                Ok(()) => Error::new("the record is a tombstone: it has no value"),
+                Err(ignored) => ignored,
+            },
         })
     }
 

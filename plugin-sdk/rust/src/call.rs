@@ -33,6 +33,8 @@ pub(crate) struct Call {
     /// Index of the record at hand in the batch.
     index: Cell<u32>,
     pub(crate) seed: OnceCell<u64>,
+    /// Whether values of what comes in are null, whatever they are in the log.
+    pub(crate) ignores_values: Cell<bool>,
     pub(crate) stores: RefCell<Vec<Rc<RefCell<StoreCache>>>>,
     pub(crate) outputs: RefCell<Vec<Rc<RefCell<OutputBuffer>>>>,
     pub(crate) counters: RefCell<Vec<Rc<CounterCell>>>,
@@ -49,6 +51,7 @@ impl Call {
             input: RefCell::default(),
             index: Cell::new(NO_RECORD),
             seed: OnceCell::new(),
+            ignores_values: Cell::new(false),
             stores: RefCell::default(),
             outputs: RefCell::default(),
             counters: RefCell::default(),
@@ -69,6 +72,14 @@ impl Call {
         });
         *self.input.borrow_mut() = Some(Rc::clone(&input));
         input
+    }
+
+    /// An error where the plugin has declared that it ignores values.
+    pub(crate) fn check_values(&self) -> Result<()> {
+        match self.ignores_values.get() {
+            false => Ok(()),
+            true => Err(Error::new("values are not read: the plugin calls Setup::ignore_values")),
+        }
     }
 
     /// Ends a call: state changes and metrics go to the host, outputs and rejections are handed back.

@@ -14,6 +14,8 @@
 //!
 //! impl Plugin for Count {
 //!     fn new(setup: &mut Setup) -> Result<Self> {
+//!         // Counting looks at keys alone.
+//!         setup.ignore_values();
 //!         Ok(Self { counts: setup.store("counts"), updates: setup.table("counts") })
 //!     }
 //!

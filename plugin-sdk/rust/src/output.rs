@@ -114,6 +114,7 @@ impl<K: Format, V: Format> Output<K, V> {
 
     /// Sends the record on as it is: key, value, timestamp and headers, whatever the output's types.
     pub fn forward(&self, record: &Record<'_>) -> Result<()> {
+        self.call.check_values()?;
         let headers: Vec<_> = record.headers().collect();
         let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
         let bytes = |column: Option<&[u8]>, out: &mut Vec<u8>| {
@@ -143,6 +144,7 @@ impl<K: Format, V: Format> Output<K, V> {
             self.call.leave();
             return Ok(());
         }
+        self.call.check_values()?;
         self.buffer.borrow_mut().extend(batch, range)
     }
 }

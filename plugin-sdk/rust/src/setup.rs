@@ -23,6 +23,7 @@ pub struct Setup {
     config: Option<String>,
     config_was_read: bool,
     config_schema: Value,
+    ignores_values: bool,
     stores: Vec<Value>,
     outputs: Vec<Value>,
     problem: Option<String>,
@@ -35,6 +36,7 @@ impl Setup {
             config,
             config_was_read: false,
             config_schema: json!({}),
+            ignores_values: false,
             stores: Vec::new(),
             outputs: Vec::new(),
             problem: None,
@@ -79,6 +81,15 @@ impl Setup {
         Output::new(buffer, Rc::clone(&self.call))
     }
 
+    /// Declares that the plugin never looks at the values of what comes in, as one that counts by key: the
+    /// host does not decompress them then, nor copy them to the plugin. Whoever reads one all the same gets
+    /// an error, and a panic where there is no error to give. Dead letters have them.
+    pub fn ignore_values(&mut self) {
+        self.check_not_read("that values are ignored");
+        self.ignores_values = true;
+        self.call.ignores_values.set(true);
+    }
+
     /// A counter of the host's metrics; the name is `[a-z][a-z0-9_]{0,63}`.
     pub fn counter(&mut self, name: &str) -> Counter {
         let cell = Rc::new(CounterCell { name: name.to_owned(), delta: Cell::new(0) });
@@ -113,7 +124,7 @@ impl Setup {
 
     /// The document that `describe` returns.
     pub(crate) fn description(self, name: &str, version: &str) -> String {
-        let document = json!({
+        let mut document = json!({
             "anabranch": "0.1",
             "name": name,
             "version": version,
@@ -121,6 +132,10 @@ impl Setup {
             "outputs": self.outputs,
             "config": self.config_schema,
         });
+        // Hosts of earlier versions do not know it.
+        if self.ignores_values {
+            document["ignores_values"] = json!(true);
+        }
         document.to_string()
     }
 

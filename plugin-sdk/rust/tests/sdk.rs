@@ -14,6 +14,41 @@ struct Sum {
     total: f64,
 }
 
+/// Counts, and looks at what it says that it ignores where a key says so.
+struct Ignoring {
+    counts: Store<String, i64>,
+    out: Output<Vec<u8>, Vec<u8>>,
+}
+
+impl Plugin for Ignoring {
+    fn new(setup: &mut Setup) -> Result<Self> {
+        setup.ignore_values();
+        Ok(Self { counts: setup.store("counts"), out: setup.stream("out") })
+    }
+
+    fn process(&self, record: &Record<'_>) -> Result<()> {
+        match record.key_str()? {
+            "text" => record.text().map(drop),
+            "json" => record.json::<serde_json::Value>().map(drop),
+            "forward" => self.out.forward(record),
+            "value" => record.value().map_or(Ok(()), |_| bail!("there is one")),
+            key => self.counts.update(key, |count| *count += 1).map(drop),
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_ignored_is_never_taken_for_a_tombstone() {
+    let mut driver = TestDriver::<Ignoring>::new(json!({})).unwrap();
+    let keys = ["a", "text", "json", "forward", "a", "value"];
+    driver.send_all(keys.map(|key| record(key, "x")));
+    assert_eq!(driver.store::<String, i64>("counts"), [("a".to_owned(), 2)]);
+    let refused = driver.rejections();
+    assert_eq!(refused.iter().map(|r| r.offset).collect::<Vec<_>>(), [1, 2, 3, 5]);
+    assert!(refused.iter().all(|r| r.reason.contains("Setup::ignore_values")), "{refused:?}");
+    assert!(driver.outputs("out").is_empty());
+}
+
 /// Does a little of everything, by the command in the record's value, and fails where it says so, after
 /// everything else.
 struct Everything {

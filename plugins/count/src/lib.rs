@@ -13,6 +13,7 @@ pub struct Count {
 
 impl Plugin for Count {
     fn new(setup: &mut Setup) -> Result<Self> {
+        setup.ignore_values();
         Ok(Self { counts: setup.store("counts"), updates: setup.table("counts") })
     }
 

@@ -203,7 +203,7 @@ impl<P: Plugin> TestDriver<P> {
         }
         let instance = self.instance.as_ref().ok_or("the plugin could not be made")?;
         self.host.world.borrow_mut().call.headers_in = headers(records);
-        let batch = batch(records);
+        let batch = batch(records, self.host.world.borrow().ignores_values);
         catch_unwind(AssertUnwindSafe(|| instance.process(batch))).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
             let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
@@ -254,12 +254,12 @@ fn refused((record, offset): &Placed, reason: String) -> Refused {
     Refused { input: record.input, partition: record.partition, offset: *offset, reason }
 }
 
-fn batch(records: &[Placed]) -> bindings::Batch {
+fn batch(records: &[Placed], ignores_values: bool) -> bindings::Batch {
     let (mut keys, mut values) = (ColumnBuilder::default(), ColumnBuilder::default());
     let mut runs: Vec<Run> = Vec::new();
     for (record, _) in records {
         keys.push(record.key.as_deref());
-        values.push(record.value.as_deref());
+        values.push(record.value.as_deref().filter(|_| !ignores_values));
         let (input, partition) = (record.input, record.partition);
         match runs.last_mut() {
             Some(run) if (run.input, run.partition) == (input, partition) => run.count += 1,

@@ -29,6 +29,7 @@ pub(crate) struct World {
     /// Declared stores and outputs by name.
     pub(crate) store_names: Vec<String>,
     pub(crate) output_names: Vec<String>,
+    pub(crate) ignores_values: bool,
     pub(crate) stores: Vec<BTreeMap<Bytes, Bytes>>,
     pub(crate) logs: Vec<(Level, String)>,
     pub(crate) counters: BTreeMap<String, u64>,
@@ -61,7 +62,9 @@ impl World {
         };
         let store_names = names("stores");
         let stores = store_names.iter().map(|_| BTreeMap::new()).collect();
-        Self { stores, store_names, output_names: names("outputs"), seed, ..Self::default() }
+        let (output_names, ignores_values) =
+            (names("outputs"), description["ignores_values"] == true);
+        Self { stores, store_names, output_names, ignores_values, seed, ..Self::default() }
     }
 
     pub(crate) fn commit(&mut self) {

@@ -31,6 +31,7 @@ pub struct Counts {
 impl Plugin for Counts {
     fn new(setup: &mut Setup) -> Result<Self> {
         let (counts, out) = (setup.store("counts"), setup.table("out"));
+        setup.ignore_values();
         setup.config_schema(json!({
             "type": "object",
             "properties": {"job": {"type": "string", "enum": ["count", "count-per-key"]}},
