@@ -162,9 +162,9 @@ impl Bench<'_> {
         let probe = DiskProbe::start(self.workshop.dir(), clock);
         self.let_run(&traffic, "swaps: warming up", self.sized(2.0, 0.2))?;
         let quiet_from = traffic.now_us();
-        let count = self.sized(30, 2);
+        let (count, window) = (self.sized(30, 2), FLIP_US.0 + FLIP_US.1);
         // As long as is looked at around each flip, as often.
-        let quiet = count as f64 * (FLIP_US.0 + FLIP_US.1) as f64 / 1e6;
+        let quiet = count as f64 * window as f64 / 1e6;
         self.let_run(&traffic, "swaps: without a swap", self.sized(quiet, 0.5))?;
         let quiet_to = traffic.now_us();
         let digest = filter.push(host.client(), &self.plugins)?;
@@ -175,7 +175,8 @@ impl Bench<'_> {
             let started = self.begin_swap(host, &request)?;
             pauses.push(self.await_swap(host, &started["generation"])?);
             live_us.push(traffic.now_us());
-            self.let_run(&traffic, "", FLIP_US.1 as f64 / 1e6)?;
+            // So that what is looked at around the next flip is of that swap alone.
+            self.let_run(&traffic, "", self.sized(window as f64 / 1e6, 0.5))?;
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -185,7 +186,6 @@ impl Bench<'_> {
             let from = |at: u64| quiet_from.max(at - FLIP_US.0);
             live_us.iter().map(|&at| longest_gap_ms(seen, from(at), at + FLIP_US.1)).collect()
         };
-        let window = FLIP_US.0 + FLIP_US.1;
         let quiet = |seen: &[Seen]| -> Vec<f64> {
             let spans = ((quiet_to - quiet_from) / window).max(1);
             let starts = (0..spans).map(|span| quiet_from + span * window);
