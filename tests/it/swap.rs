@@ -287,6 +287,39 @@ fn poison_is_found_alone_and_all_else_is_exact() {
     assert_eq!(client.records("t.dead-letters", 0).len(), 3);
 }
 
+/// Random numbers belong to a record of a deployment: neither cuts nor workers, a restart, the host or the
+/// generation change them.
+#[test]
+fn chance_is_the_same_wherever_batches_are_cut() {
+    let seed = seed();
+    let input = records(&mut fastrand::Rng::with_seed(seed), 3_000);
+    let run = |batch: &str, workers: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let settings =
+            [("ANABRANCH_TASKS_BATCH_MAX_RECORDS", batch), ("ANABRANCH_TASKS_WORKERS", workers)];
+        let mut host = Host::on(dir.path(), &settings);
+        host.partitions("in", 2);
+        deploy(&host, "t", &["in"], &json!({ "config": { "chance": true } }));
+        host.append("in", &input[..1_700]);
+        wait_idle(&host, "t");
+        host.kill();
+        let host = Host::on(dir.path(), &settings);
+        host.append("in", &input[1_700..]);
+        wait_idle(&host, "t");
+        swap(&host, "t", &json!({ "config": { "chance": true } }));
+        host.wait_live("t", 2);
+        wait_idle(&host, "t");
+        [1, 2].map(|generation| stored_tallies(&host, "t", generation))
+    };
+    let [first, again] = run("1", "2");
+    assert_eq!(first.values().filter_map(|t| t["count"].as_u64()).sum::<u64>(), 3_000);
+    assert!(first == again, "another generation has other random numbers, SEED={seed}");
+    for (batch, workers) in [("7", "1"), ("100000", "2")] {
+        let same = run(batch, workers).iter().all(|tallies| *tallies == first);
+        assert!(same, "batches of {batch}, {workers} workers, SEED={seed}");
+    }
+}
+
 fn header(record: &Value, name: &str) -> String {
     let headers = record["headers"].as_array().unwrap();
     let found = headers.iter().find(|h| h[0] == name);

@@ -614,7 +614,7 @@ mod tests {
         ];
         let value = match random.u32(0..8) {
             0 | 1 if deep < 4 => many(random, "[", "]", false),
-            2 | 3 | 4 if deep < 4 => many(random, "{", "}", true),
+            2..=4 if deep < 4 => many(random, "{", "}", true),
             _ => random.choice(plain).unwrap().to_owned(),
         };
         format!("{}{value}{}", blank(random), blank(random))
