@@ -52,19 +52,15 @@ pub fn some(base: &Base, setting: &Setting, runs: u64) -> Result<String> {
     Ok(tally.tell())
 }
 
-/// A sync, or a write, of the head that never comes back ends the host, which says so, and takes nothing along.
+/// A sync that never comes back ends the host, which says so, and takes nothing along.
 pub fn hang(base: &Base, setting: &Setting) -> Result<String> {
-    // Some of a commit; those of the start are before it.
-    let hang = |what, n, how| hang_at(base, setting, what, &format!("{n}:5:{how}"));
-    Ok(format!("{}\n{}", hang("sync", 12, "hang")?, hang("write", 12, "stall")?))
-}
-
-fn hang_at(base: &Base, setting: &Setting, what: &str, fail: &str) -> Result<String> {
+    // Some sync of a commit; those of the start are before it.
+    const SYNC: u64 = 12;
     let dir = setting.dir.join("home");
     fresh_home(&base.image, &dir)?;
     let mut settings = base.settings.clone();
     settings.extend(disk::below(&setting.library, &dir));
-    settings.push(("DISK_FAIL", fail.to_owned()));
+    settings.push(("DISK_FAIL", format!("{SYNC}:5:hang")));
     settings.push(("ANABRANCH_STORAGE_SYNC_TIMEOUT_MS", "1000".to_owned()));
     let journal = base.journal.as_of(u64::MAX);
     let Start::Ready(host) = Home::new(&dir, settings).start()? else {
@@ -74,11 +70,11 @@ fn hang_at(base: &Base, setting: &Setting, what: &str, fail: &str) -> Result<Str
     let asked = || produce_one(&host.client, &journal, &mut random, PADDING);
     let answers = std::iter::repeat_with(asked).take(10 * REQUESTS);
     let answered = answers.take_while(|answer| answer.is_ok()).count();
-    ensure!(answered < 10 * REQUESTS, "all requests were answered: no {what} hung");
+    ensure!(answered < 10 * REQUESTS, "all requests were answered: no sync hung");
     let end = host.end_within(PATIENCE)?.describe();
     ensure!(end.contains(LATE), "{end}");
-    after(base, &dir, &journal).with_context(|| format!("after a {what} had hung"))?;
-    Ok(format!("a {what} that hung ended the host after {answered} requests; everything is there"))
+    after(base, &dir, &journal).context("after a sync had hung")?;
+    Ok(format!("a sync that hung ended the host after {answered} requests; everything is there"))
 }
 
 /// Fails one operation, in each way.
