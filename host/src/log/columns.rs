@@ -94,15 +94,15 @@ impl Wanted {
         }
     }
 
-    /// `batch` without what nobody wants.
-    pub(super) fn of(self, mut batch: Batch) -> Batch {
+    /// `records` without what nobody wants.
+    pub(super) fn of(self, mut records: Records) -> Records {
         if !self.values {
-            batch.records.values = BinaryArray::new_null(batch.len());
+            records.values = BinaryArray::new_null(records.len());
         }
         if !self.sources {
-            batch.records.sources = None;
+            records.sources = None;
         }
-        batch
+        records
     }
 }
 

@@ -175,13 +175,16 @@ impl PartitionReader {
                 let to = segment.map_or(to, |segment| segment.entry.first.min(to));
                 let taken = take_runs(state.tail.range(run_at..), from, to, max_records, max_bytes);
                 drop(state);
-                match join(taken) {
+                // Before they are joined, so that nothing is copied that nobody wants.
+                let taken =
+                    taken.into_iter().map(|(first, records)| (first, self.wanted.of(records)));
+                match join(taken.collect()) {
                     Some(batch) => batch,
                     None => return Ok(None),
                 }
             }
         };
-        Ok((!batch.is_empty()).then(|| self.wanted.of(within(batch, max_records, max_bytes))))
+        Ok((!batch.is_empty()).then(|| within(batch, max_records, max_bytes)))
     }
 
     /// The block of `segment` that holds the first record at or after `from`.

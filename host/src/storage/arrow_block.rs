@@ -716,8 +716,7 @@ mod tests {
             writer.column(&[rows.column(i).slice(0, length).to_data()]).unwrap();
         }
         writer.message(3);
-        let message = [&[0; 8], writer.metadata.finished_data(), &writer.body].concat();
-        let mut message = message;
+        let mut message = [&[0; 8], writer.metadata.finished_data(), &writer.body].concat();
         let length = writer.metadata.finished_data().len() as u32;
         message[4..8].copy_from_slice(&length.to_le_bytes());
         let error = super::read(&Arc::new(message), &schema, &|column| column == 0).unwrap_err();

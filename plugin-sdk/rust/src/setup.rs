@@ -23,7 +23,6 @@ pub struct Setup {
     config: Option<String>,
     config_was_read: bool,
     config_schema: Value,
-    ignores_values: bool,
     stores: Vec<Value>,
     outputs: Vec<Value>,
     problem: Option<String>,
@@ -36,7 +35,6 @@ impl Setup {
             config,
             config_was_read: false,
             config_schema: json!({}),
-            ignores_values: false,
             stores: Vec::new(),
             outputs: Vec::new(),
             problem: None,
@@ -86,7 +84,6 @@ impl Setup {
     /// an error, and a panic where there is no error to give. Dead letters have them.
     pub fn ignore_values(&mut self) {
         self.check_not_read("that values are ignored");
-        self.ignores_values = true;
         self.call.ignores_values.set(true);
     }
 
@@ -133,7 +130,7 @@ impl Setup {
             "config": self.config_schema,
         });
         // Hosts of earlier versions do not know it.
-        if self.ignores_values {
+        if self.call.ignores_values.get() {
             document["ignores_values"] = json!(true);
         }
         document.to_string()

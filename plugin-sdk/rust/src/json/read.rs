@@ -110,7 +110,8 @@ impl<'de> Reader<'de> {
             at += 8;
         }
         let is_special = |byte: &u8| matches!(byte, 0..0x20 | b'"' | b'\\');
-        bytes[at..].iter().position(is_special).map(|found| at + found).ok_or(Unread)
+        let rest = bytes.get(at..).ok_or(Unread)?;
+        rest.iter().position(is_special).map(|found| at + found).ok_or(Unread)
     }
 
     #[inline]
@@ -129,17 +130,11 @@ impl<'de> Reader<'de> {
     #[cold]
     fn escaped(&mut self, start: usize, mut at: usize) -> Read<Text<'de>> {
         while self.byte(at) == Some(b'\\') {
-            at = self.end_of_plain_after_escape(at)?;
+            at = self.end_of_plain(at + 2)?;
         }
         (self.byte(at) == Some(b'"')).then_some(()).ok_or(Unread)?;
         self.at = at + 1;
         self.text.get(start - 1..self.at).map(Text::Escaped).ok_or(Unread)
-    }
-
-    /// The next byte that is special behind the escape at `at`.
-    fn end_of_plain_after_escape(&self, at: usize) -> Read<usize> {
-        (at + 2 <= self.text.len()).then_some(()).ok_or(Unread)?;
-        self.end_of_plain(at + 2)
     }
 
     #[inline]
