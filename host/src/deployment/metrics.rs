@@ -223,15 +223,15 @@ impl HostMetrics {
 }
 
 impl HostMetrics {
-    /// A line of or about a plugin, if its generation may say so much now. What was dropped before is
-    /// told by the next line that is not.
-    fn say(&self, spec: &TaskSpec, labels: &GenerationLabels, level: Level, message: &str) {
+    /// A line of or about a plugin, if its generation may say so much now, and whether it may. What was
+    /// dropped before is told by the next line that is not.
+    fn say(&self, spec: &TaskSpec, labels: &GenerationLabels, level: Level, message: &str) -> bool {
         let bytes = message.len() as u64;
         let (deployment, generation) = (&*labels.deployment, labels.generation);
         let Some(missed) = self.guests.may_say(labels, bytes, spec.limits.log_bytes_per_second)
         else {
             self.log_dropped.get_or_create(labels).inc_by(bytes);
-            return;
+            return false;
         };
         if missed > 0 {
             tracing::warn!(
@@ -245,6 +245,7 @@ impl HostMetrics {
             Level::Warn => tracing::warn!(target: "plugin", deployment, generation, "{message}"),
             Level::Error => tracing::error!(target: "plugin", deployment, generation, "{message}"),
         }
+        true
     }
 }
 
@@ -255,7 +256,7 @@ fn labels(spec: &TaskSpec) -> GenerationLabels {
 }
 
 impl Observer for HostMetrics {
-    fn called(&self, spec: &TaskSpec, records: usize, output: &CallOutput) {
+    fn called(&self, spec: &TaskSpec, records: usize, output: &CallOutput) -> bool {
         let labels = labels(spec);
         self.records_in.get_or_create(&labels).inc_by(records as u64);
         let made: usize = output.outputs.iter().map(|o| o.sources.len()).sum();
@@ -264,8 +265,9 @@ impl Observer for HostMetrics {
         if !output.rejections.is_empty() {
             self.dead_letters.get_or_create(&labels).inc_by(output.rejections.len() as u64);
         }
+        let mut kept = output.dropped_log_bytes == 0;
         for (level, message) in &output.logs {
-            self.say(spec, &labels, *level, message);
+            kept &= self.say(spec, &labels, *level, message);
         }
         if output.dropped_log_bytes > 0 {
             self.log_dropped.get_or_create(&labels).inc_by(output.dropped_log_bytes);
@@ -273,6 +275,7 @@ impl Observer for HostMetrics {
         for change in &output.metrics {
             if !self.guests.may_name(&labels, &change.name, spec.limits.metrics_per_generation) {
                 self.metrics_dropped.get_or_create(&labels).inc();
+                kept = false;
                 continue;
             }
             let label = |name: &str| PluginLabels {
@@ -289,6 +292,7 @@ impl Observer for HostMetrics {
                 }
             }
         }
+        kept
     }
 
     fn poison(&self, spec: &TaskSpec, reason: &str) {

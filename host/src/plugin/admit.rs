@@ -14,7 +14,7 @@ use super::contract::{PACKAGE, VERSION, WIT};
 use super::description::Description;
 use super::engine::{DescribeError, Runtime};
 use super::imports::reason;
-use crate::storage::stand_back;
+use crate::storage::{Niceness, stand_back};
 use crate::types::Digest;
 
 /// The interfaces that a plugin may import.
@@ -119,7 +119,7 @@ impl Runtime {
     /// Why they are no plugin that may be loaded.
     pub fn admit(&self, bytes: &[u8]) -> Result<Admitted, Refusal> {
         let judge = || {
-            stand_back();
+            stand_back(Niceness::Tenth);
             self.judge(bytes)
         };
         std::thread::scope(|scope| {

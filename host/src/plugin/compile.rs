@@ -270,7 +270,7 @@ pub struct ChildLimits {
 /// result to standard output. Returns the exit code.
 pub fn child(work: Work, limits: ChildLimits) -> u8 {
     let done = || -> Result<(), String> {
-        crate::storage::stand_back();
+        crate::storage::stand_back(crate::storage::Niceness::Tenth);
         lower(limits).map_err(|error| format!("no limits: {error}"))?;
         let engine = Engine::new(&engine_config()).map_err(|error| format!("{error:#}"))?;
         let mut bytes = Vec::new();

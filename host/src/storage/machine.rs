@@ -8,21 +8,44 @@ pub fn available_memory_bytes() -> Option<u64> {
     Some(kilobytes << 10)
 }
 
-/// By how much threads that stand back do so: what runs at the usual priority gets ten times as much.
-const NICENESS: i32 = 10;
+/// How far threads stand back.
+#[derive(Debug, Clone, Copy)]
+pub enum Niceness {
+    /// What runs at the usual priority gets ten times as much.
+    Tenth = 10,
+    /// As far as can be: what runs at the usual priority gets seventy times as much.
+    Last = 19,
+}
 
 /// Has the calling thread stand back behind all that do not, for the rest of its life. A host needs
 /// no rights to lower a priority, and some to raise it again.
-pub fn stand_back() {
-    #[cfg(test)]
-    if crate::threads::scheduler::is_simulated() {
-        return;
+pub fn stand_back(niceness: Niceness) {
+    ThreadNumber::of_this().stand_back(niceness);
+}
+
+/// A thread as the system knows it, where it has priorities of its own: on Linux.
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadNumber(Option<rustix::process::Pid>);
+
+impl ThreadNumber {
+    /// The calling thread's.
+    pub fn of_this() -> Self {
+        let link = std::fs::read_link("/proc/thread-self").ok();
+        let number = link.and_then(|link| link.file_name()?.to_str()?.parse().ok());
+        Self(number.and_then(rustix::process::Pid::from_raw))
     }
-    // On Linux this is about the calling thread; elsewhere it would be the whole process.
-    if cfg!(target_os = "linux")
-        && let Err(error) = rustix::process::setpriority_process(None, NICENESS)
-    {
-        tracing::debug!(%error, "a thread keeps its priority");
+
+    /// Has that thread, which must not have ended, stand back like [`stand_back`].
+    pub fn stand_back(self, niceness: Niceness) {
+        #[cfg(test)]
+        if crate::threads::scheduler::is_simulated() {
+            return;
+        }
+        if self.0.is_some()
+            && let Err(error) = rustix::process::setpriority_process(self.0, niceness as i32)
+        {
+            tracing::debug!(%error, "a thread keeps its priority");
+        }
     }
 }
 
@@ -44,10 +67,21 @@ mod tests {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
         let before = niceness();
         let other = std::thread::spawn(move || {
-            super::stand_back();
+            super::stand_back(super::Niceness::Tenth);
             niceness()
         });
-        assert_eq!(other.join().unwrap(), super::NICENESS.max(before));
+        assert_eq!(other.join().unwrap(), (super::Niceness::Tenth as i32).max(before));
+        assert_eq!(niceness(), before);
+        let (tell, told) = std::sync::mpsc::channel();
+        let (go, wait) = std::sync::mpsc::channel();
+        let other = std::thread::spawn(move || {
+            tell.send(super::ThreadNumber::of_this()).unwrap();
+            wait.recv().unwrap();
+            niceness()
+        });
+        told.recv().unwrap().stand_back(super::Niceness::Last);
+        go.send(()).unwrap();
+        assert_eq!(other.join().unwrap(), super::Niceness::Last as i32);
         assert_eq!(niceness(), before);
     }
 }

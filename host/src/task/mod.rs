@@ -8,6 +8,7 @@
 //! **Invariant:** outputs, state changes and input offsets of a task move in one commit or not at all;
 //! a commit is refused unless the task's cursor is what this task last wrote.
 
+mod account;
 mod bulk;
 mod checkpoint;
 mod cursor;

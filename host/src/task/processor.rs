@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arrow_array::BinaryArray;
 
 use super::source::slice_input;
-use super::workers::between_parts;
+use super::workers::between_calls;
 use super::{TaskShared, TaskSpec};
+use crate::clock::SharedClock;
 use crate::plugin::{
     AccessError, CallError, CallOutput, Fault, Input, Instance, Limits, Page, StateAccess,
 };
@@ -60,8 +62,8 @@ pub enum Failure {
 
 /// What became of a part of a batch.
 pub enum Outcome {
-    /// The plugin processed it.
-    Done(CallOutput),
+    /// The plugin processed it, and the time it took.
+    Done(CallOutput, Duration),
     /// A single record that the plugin cannot process.
     Poison(String),
 }
@@ -71,15 +73,35 @@ pub struct Processor {
     spec: Arc<TaskSpec>,
     shared: Arc<TaskShared>,
     recycle_bytes: u64,
+    clock: SharedClock,
     instance: Option<Instance>,
     /// Instances started since the last commit was built.
     pub started: u32,
+    /// Time wasted since the last step was accounted for: in calls that failed, in starting an instance
+    /// in place of theirs, and in calls that said more than is kept.
+    pub wasted: Duration,
+    /// Whether the last call failed.
+    after_failure: bool,
 }
 
 impl Processor {
     /// A processor without an instance yet.
-    pub fn new(spec: Arc<TaskSpec>, shared: Arc<TaskShared>, recycle_bytes: u64) -> Self {
-        Self { spec, shared, recycle_bytes, instance: None, started: 0 }
+    pub fn new(
+        spec: Arc<TaskSpec>,
+        shared: Arc<TaskShared>,
+        recycle_bytes: u64,
+        clock: SharedClock,
+    ) -> Self {
+        Self {
+            spec,
+            shared,
+            recycle_bytes,
+            clock,
+            instance: None,
+            started: 0,
+            wasted: Duration::ZERO,
+            after_failure: false,
+        }
     }
 
     /// Processes `input`, in as many calls as it takes, and hands each part and its outcome to
@@ -99,13 +121,13 @@ impl Processor {
         let mut failed = false;
         while let Some(mut part) = rest.pop() {
             // Looking for the records at fault may take minutes, and nobody waits for them.
-            between_parts();
+            between_calls();
             if failed && self.shared.is_stopping() {
                 return Err(Failure::Stopped);
             }
             part.stream_time_ms = stream_time;
             let goes_on = match self.call(&part, &self.spec.limits.clone(), false)? {
-                Ok(output) => keep(&part, Outcome::Done(output))?,
+                Ok((output, took)) => keep(&part, Outcome::Done(output, took))?,
                 Err(_) if part.batch.len() > 1 => {
                     failed = true;
                     let half = part.batch.len() / 2;
@@ -114,7 +136,7 @@ impl Processor {
                     continue;
                 }
                 Err(_) => match self.call(&part, &self.spec.limits.verdict(), true)? {
-                    Ok(output) => keep(&part, Outcome::Done(output))?,
+                    Ok((output, took)) => keep(&part, Outcome::Done(output, took))?,
                     Err(reason) => keep(&part, Outcome::Poison(reason))?,
                 },
             };
@@ -128,16 +150,18 @@ impl Processor {
         Ok(taken)
     }
 
-    /// One call. Its state changes are applied if it succeeds; a guest's fault is the inner error.
+    /// One call, and the time it took. Its state changes are applied if it succeeds; a guest's fault is
+    /// the inner error.
     fn call(
         &mut self,
         input: &Input,
         limits: &Limits,
         fresh: bool,
-    ) -> Result<Result<CallOutput, String>, Failure> {
+    ) -> Result<Result<(CallOutput, Duration), String>, Failure> {
         if fresh || self.instance.as_ref().is_some_and(|i| i.memory_bytes() > self.recycle_bytes) {
             self.instance = None;
         }
+        let mut began = self.clock.monotonic();
         let mut start_logs = Vec::new();
         let mut instance = match self.instance.take() {
             Some(instance) => instance,
@@ -147,6 +171,11 @@ impl Processor {
                 let started = plugin.instantiate(&self.spec.config, limits);
                 let mut instance = started.map_err(Failure::Plugin)?;
                 start_logs = instance.take_start_logs();
+                if self.after_failure {
+                    let now = self.clock.monotonic();
+                    self.wasted += now.saturating_sub(began);
+                    began = now;
+                }
                 instance
             }
         };
@@ -160,6 +189,7 @@ impl Processor {
                 .check_commit(output.size_bytes() + overlay.lock().size_bytes())
                 .map(|()| output),
         });
+        let took = self.clock.monotonic().saturating_sub(began);
         let outcome = match result {
             Ok(mut output) => {
                 let overlay = std::mem::replace(&mut *overlay.lock(), Overlay::new(0));
@@ -167,11 +197,15 @@ impl Processor {
                 output.logs.splice(..0, start_logs);
                 // An instance that was started with a doubled budget gives its verdict only.
                 self.instance = (!fresh).then_some(instance);
-                Ok(Ok(output))
+                Ok(Ok((output, took)))
             }
-            Err(error) if error.is_guest_fault() => Ok(Err(error.to_string())),
+            Err(error) if error.is_guest_fault() => {
+                self.wasted += took;
+                Ok(Err(error.to_string()))
+            }
             Err(error) => Err(Failure::Plugin(error)),
         };
+        self.after_failure = matches!(outcome, Ok(Err(_)));
         self.shared.instance.store(self.instance.is_some(), Ordering::Relaxed);
         outcome
     }

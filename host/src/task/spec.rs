@@ -98,8 +98,9 @@ pub struct Environment {
 
 /// Who counts what tasks do.
 pub trait Observer: Send + Sync {
-    /// A call of the plugin over `records` input records succeeded.
-    fn called(&self, spec: &TaskSpec, records: usize, output: &CallOutput);
+    /// A call of the plugin over `records` input records succeeded. Whether all that it said is kept:
+    /// lines and metrics beyond the limits are not.
+    fn called(&self, spec: &TaskSpec, records: usize, output: &CallOutput) -> bool;
 
     /// A record alone was too much for the plugin.
     fn poison(&self, spec: &TaskSpec, reason: &str);

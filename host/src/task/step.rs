@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arrow_array::Array as _;
 
@@ -109,9 +110,10 @@ impl Task {
         self.shared.set_behind_since(self.env.clock.monotonic());
         *self.shared.working.write() = Working { stores, inputs, version: 0 };
         let (spec, shared) = (Arc::clone(&self.spec), Arc::clone(&self.shared));
+        let (recycle_bytes, clock) = (self.env.config.recycle_memory_bytes, self.env.clock.clone());
         Ok(Running {
             source: Source::new(&self.spec, &cursor.inputs, self.ahead().as_ref()),
-            processor: Processor::new(spec, shared, self.env.config.recycle_memory_bytes),
+            processor: Processor::new(spec, shared, recycle_bytes, clock),
             rest: None,
             pending: Pending::default(),
             cursor,
@@ -306,10 +308,13 @@ impl Task {
         let before = processor.started;
         let (generation, spec) = (self.spec.generation_number(), &self.spec);
         let (observer, shared) = (&self.env.observer, &self.shared);
+        let mut wasted = Duration::ZERO;
         let taken = processor.process(input.clone(), |part, outcome| {
             let rejected = match outcome {
-                Outcome::Done(output) => {
-                    observer.called(spec, part.batch.len(), &output);
+                Outcome::Done(output, took) => {
+                    if !observer.called(spec, part.batch.len(), &output) {
+                        wasted += took;
+                    }
                     for columns in output.outputs {
                         let to = spec.outputs[columns.output];
                         pending.add_output(generation, to, part, columns);
@@ -328,6 +333,7 @@ impl Task {
             keep_poison(spec, pending, cursor, part, &rejected)?;
             Ok(pending.bytes + shared.working.read().stores.uncommitted_bytes() < limit)
         })?;
+        processor.wasted += wasted;
         let left = slice_input(&input, taken, input.batch.len() - taken);
         let input = slice_input(&input, 0, taken);
         pending.journal.took(&input);
@@ -533,6 +539,10 @@ impl Step for Task {
                 Stepped::Done
             }
         }
+    }
+
+    fn wasted(&mut self) -> Duration {
+        self.running.as_mut().map(|r| std::mem::take(&mut r.processor.wasted)).unwrap_or_default()
     }
 
     fn panicked(&mut self) {

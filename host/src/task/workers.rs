@@ -1,11 +1,14 @@
 //! Worker threads: which task steps next.
 //!
 //! A task is in the queue when it has something to do. Live tasks go first; replays get a guaranteed
-//! minimum share of the busy time and whatever live work leaves.
+//! minimum share of the busy time and whatever live work leaves. Among equals whoever has had the least
+//! time goes first, so that one whose steps take a hundred times as long as another's gets no more.
 //!
 //! A step cannot be interrupted, and a plugin that uses up its fuel at every record makes steps of many
-//! seconds. So tasks whose last step was long wait in a queue of their own, for threads of their own,
-//! as many as there are workers and of low priority. Whoever is in a long step on an ordinary worker
+//! seconds; one that fails fast at every record makes short ones, without end. So tasks whose last step
+//! was long stand back: they wait in a queue of their own, for threads of their own, as many as there
+//! are workers and of low priority. So do those that waste most of their time, in another queue, so that
+//! they do not wait for minutes behind the long steps. Whoever is in a long step on an ordinary worker
 //! is found out by a watching thread, which lends its place to a new worker.
 //!
 //! **Invariant:** a task steps on one thread at a time, and a wake-up during a step is not lost. While
@@ -17,8 +20,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use super::account::{Account, Apart, LONG_STEP};
 use crate::clock::SharedClock;
-use crate::storage::stand_back;
+use crate::storage::{Niceness, ThreadNumber, stand_back};
 use crate::threads::{self, Condvar, JoinHandle, Mutex};
 
 /// What a step came to.
@@ -37,6 +41,9 @@ pub trait Step: Send {
     /// Does one batch of work.
     fn step(&mut self) -> Stepped;
 
+    /// Time that steps wasted since this was last asked, in calls that failed or said more than is kept.
+    fn wasted(&mut self) -> Duration;
+
     /// Told that a step panicked: a fault of the host. It is not stepped again.
     fn panicked(&mut self);
 }
@@ -46,11 +53,12 @@ thread_local! {
     static LENT: Arc<AtomicBool> = Arc::default();
 }
 
-/// For steps that may be long, between their parts: a worker whose place was lent stands back from
-/// then on. It ends with its step.
-pub(super) fn between_parts() {
+/// Between the calls of a step of many, which is one that looks for records at fault: a worker whose
+/// place was lent stands back as far as can be from then on; until then, by as much as one that makes
+/// a single long call. It ends with its step.
+pub(super) fn between_calls() {
     if LENT.with(|lent| lent.swap(false, Ordering::AcqRel)) {
-        stand_back();
+        stand_back(Niceness::Last);
     }
 }
 
@@ -62,10 +70,6 @@ pub enum Class {
     /// Replays and warm generations.
     Replay,
 }
-
-/// A step of this length is long: ten times what a batch usually takes, and short enough that whoever
-/// waits behind it hardly notices.
-const LONG_STEP: Duration = Duration::from_millis(500);
 
 /// Places that may be lent at a time: each is a thread in a long step.
 const MAX_LENT: usize = 64;
@@ -80,8 +84,7 @@ struct Slot {
     step: Mutex<Option<Box<dyn Step>>>,
     state: AtomicU8,
     class: AtomicU8,
-    /// Whether its last step was long.
-    long: AtomicBool,
+    account: Mutex<Account>,
 }
 
 /// A task that workers run; cheap to clone.
@@ -115,18 +118,59 @@ impl Handle {
     }
 }
 
+/// Tasks that wait for an ordinary worker, by the time that they have had.
+#[derive(Default)]
+struct Ready {
+    /// By time had and, where that is equal, by turn.
+    tasks: BTreeMap<(Duration, u64), Arc<Slot>>,
+    turns: u64,
+    /// The time that the last one to be taken had had.
+    least: Duration,
+}
+
+impl Ready {
+    /// Whoever comes from elsewhere, or had nothing to do, begins as an equal: nobody saves time up.
+    fn push(&mut self, slot: Arc<Slot>) {
+        let had = {
+            let mut account = slot.account.lock();
+            account.had = account.had.clamp(self.least, self.least + LONG_STEP);
+            account.had
+        };
+        self.turns += 1;
+        self.tasks.insert((had, self.turns), slot);
+    }
+
+    fn pop(&mut self) -> Option<Arc<Slot>> {
+        let ((had, _), slot) = self.tasks.pop_first()?;
+        self.least = self.least.max(had);
+        Some(slot)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+}
+
+/// An ordinary worker in a step.
+struct Stepping {
+    began: Duration,
+    thread: ThreadNumber,
+    /// How to tell it that its place was lent.
+    lent: Arc<AtomicBool>,
+}
+
 #[derive(Default)]
 struct Queues {
-    live: VecDeque<Arc<Slot>>,
-    replay: VecDeque<Arc<Slot>>,
-    /// Tasks whose last step was long.
-    long: VecDeque<Arc<Slot>>,
+    live: Ready,
+    replay: Ready,
+    /// Tasks that stand back, by [`Apart`].
+    apart: [VecDeque<Arc<Slot>>; 2],
     /// Busy time of each class while both had work.
     live_busy: Duration,
     replay_busy: Duration,
-    /// Ordinary workers in a step, by number: when it began, and how to tell them that their place was
-    /// lent; they are no longer here then, but counted in `lent`.
-    stepping: BTreeMap<usize, (Duration, Arc<AtomicBool>)>,
+    /// Ordinary workers in a step, by number. Those whose place was lent are no longer here, but
+    /// counted in `lent`.
+    stepping: BTreeMap<usize, Stepping>,
     lent: usize,
     /// Ordinary workers ever started.
     started: usize,
@@ -141,10 +185,10 @@ impl Queues {
         }
         let owed = self.replay_busy * 100 < (self.live_busy + self.replay_busy) * replay_share;
         let first = if owed { &mut self.replay } else { &mut self.live };
-        if let Some(slot) = first.pop_front() {
+        if let Some(slot) = first.pop() {
             return Some(slot);
         }
-        self.live.pop_front().or_else(|| self.replay.pop_front())
+        self.live.pop().or_else(|| self.replay.pop())
     }
 
     /// Whether a task waits for an ordinary worker.
@@ -154,14 +198,15 @@ impl Queues {
 
     /// Takes the place of a worker whose step has lasted too long at `now`, if one may be lent.
     fn lend(&mut self, now: Duration) -> bool {
-        let is_long = |began: Duration| now.saturating_sub(began) >= LONG_STEP;
-        let long = self.stepping.iter().find(|(_, (began, _))| is_long(*began));
+        let is_long = |step: &Stepping| now.saturating_sub(step.began) >= LONG_STEP;
+        let long = self.stepping.iter().find(|(_, step)| is_long(step));
         let Some(worker) = long.map(|(worker, _)| *worker) else { return false };
         if self.lent >= MAX_LENT {
             return false;
         }
-        if let Some((_, lent)) = self.stepping.remove(&worker) {
-            lent.store(true, Ordering::Release);
+        if let Some(step) = self.stepping.remove(&worker) {
+            step.thread.stand_back(Niceness::Tenth);
+            step.lent.store(true, Ordering::Release);
         }
         self.lent += 1;
         true
@@ -171,7 +216,7 @@ impl Queues {
 struct Pool {
     queues: Mutex<Queues>,
     ready: Condvar,
-    long_ready: Condvar,
+    apart_ready: [Condvar; 2],
     /// Told when a task waits and every ordinary worker is in a step.
     all_busy: Condvar,
     count: usize,
@@ -182,16 +227,17 @@ struct Pool {
 impl Pool {
     fn push(&self, slot: Arc<Slot>) {
         let mut queues = self.queues.lock();
-        if slot.long.load(Ordering::Acquire) {
-            queues.long.push_back(slot);
+        let apart = slot.account.lock().apart(self.clock.monotonic());
+        if let Some(apart) = apart {
+            queues.apart[apart as usize].push_back(slot);
             drop(queues);
-            self.long_ready.notify_one();
+            self.apart_ready[apart as usize].notify_one();
             return;
         }
         if slot.class.load(Ordering::Acquire) == Class::Live as u8 {
-            queues.live.push_back(slot);
+            queues.live.push(slot);
         } else {
-            queues.replay.push_back(slot);
+            queues.replay.push(slot);
         }
         let all_busy = queues.stepping.len() >= self.count;
         drop(queues);
@@ -201,15 +247,17 @@ impl Pool {
         }
     }
 
-    /// The next task for ordinary worker `worker`.
-    fn next(&self, worker: usize) -> Option<Arc<Slot>> {
+    /// The next task for ordinary worker `worker`, which is this thread.
+    fn next(&self, worker: usize, thread: ThreadNumber) -> Option<Arc<Slot>> {
         let mut queues = self.queues.lock();
         loop {
             if queues.closed {
                 return None;
             }
             if let Some(slot) = queues.pop(self.replay_share) {
-                queues.stepping.insert(worker, (self.clock.monotonic(), LENT.with(Arc::clone)));
+                let step =
+                    Stepping { began: self.clock.monotonic(), thread, lent: LENT.with(Arc::clone) };
+                queues.stepping.insert(worker, step);
                 if queues.stepping.len() >= self.count && queues.waiting() {
                     self.all_busy.notify_one();
                 }
@@ -221,7 +269,8 @@ impl Pool {
 
     /// The life of an ordinary worker, which ends when its place was lent.
     fn work(&self, worker: usize) {
-        while let Some(slot) = self.next(worker) {
+        let thread = ThreadNumber::of_this();
+        while let Some(slot) = self.next(worker, thread) {
             let (stepped, busy) = self.step(&slot);
             let kept = {
                 let mut queues = self.queues.lock();
@@ -242,18 +291,18 @@ impl Pool {
         }
     }
 
-    /// The life of a thread for long steps.
-    fn work_long(&self) {
-        stand_back();
+    /// The life of a thread for tasks that stand back.
+    fn work_apart(&self, apart: Apart) {
+        stand_back(Niceness::Tenth);
         loop {
             let mut queues = self.queues.lock();
             let slot = loop {
                 if queues.closed {
                     return;
                 }
-                match queues.long.pop_front() {
+                match queues.apart[apart as usize].pop_front() {
                     Some(slot) => break slot,
-                    None => self.long_ready.wait(&mut queues),
+                    None => self.apart_ready[apart as usize].wait(&mut queues),
                 }
             };
             drop(queues);
@@ -297,15 +346,20 @@ impl Pool {
     fn step(&self, slot: &Slot) -> (Stepped, Duration) {
         slot.state.store(RUNNING, Ordering::Release);
         let began = self.clock.monotonic();
-        let stepped = match &mut *slot.step.lock() {
-            Some(step) => catch_unwind(AssertUnwindSafe(|| step.step())).unwrap_or_else(|_| {
-                step.panicked();
-                Stepped::Done
-            }),
-            None => Stepped::Done,
+        let (stepped, wasted) = match &mut *slot.step.lock() {
+            Some(step) => {
+                let stepped = catch_unwind(AssertUnwindSafe(|| step.step()));
+                let stepped = stepped.unwrap_or_else(|_| {
+                    step.panicked();
+                    Stepped::Done
+                });
+                (stepped, step.wasted())
+            }
+            None => (Stepped::Done, Duration::ZERO),
         };
-        let busy = self.clock.monotonic().saturating_sub(began);
-        slot.long.store(busy >= LONG_STEP, Ordering::Release);
+        let now = self.clock.monotonic();
+        let busy = now.saturating_sub(began);
+        slot.account.lock().enter(now, busy, wasted);
         (stepped, busy)
     }
 
@@ -348,7 +402,7 @@ impl Drop for Workers {
 }
 
 impl Workers {
-    /// `count` threads, and as many for long steps; replays get at least `replay_share` percent of
+    /// `count` threads, and twice as many for tasks that stand back; replays get at least `replay_share` percent of
     /// the ordinary ones' busy time.
     ///
     /// # Errors
@@ -357,7 +411,7 @@ impl Workers {
         let pool = Arc::new(Pool {
             queues: Mutex::default(),
             ready: Condvar::new(),
-            long_ready: Condvar::new(),
+            apart_ready: [Condvar::new(), Condvar::new()],
             all_busy: Condvar::new(),
             count,
             clock,
@@ -366,8 +420,11 @@ impl Workers {
         let mut others = Vec::new();
         for i in 0..count {
             pool.start_worker(&mut pool.queues.lock())?;
-            let long = Arc::clone(&pool);
-            others.push(threads::spawn(format!("long-worker-{i}"), move || long.work_long())?);
+            for (apart, name) in [(Apart::Long, "long"), (Apart::Wasteful, "wasteful")] {
+                let pool = Arc::clone(&pool);
+                let work = move || pool.work_apart(apart);
+                others.push(threads::spawn(format!("{name}-worker-{i}"), work)?);
+            }
         }
         let watched = Arc::clone(&pool);
         others.push(threads::spawn("worker-watch".to_owned(), move || watched.watch())?);
@@ -380,7 +437,7 @@ impl Workers {
             step: Mutex::new(Some(step)),
             state: AtomicU8::new(IDLE),
             class: AtomicU8::new(class as u8),
-            long: AtomicBool::new(false),
+            account: Mutex::default(),
         };
         let slot = Arc::new(slot);
         let mut added = self.added.lock();
@@ -396,7 +453,8 @@ impl Workers {
             queues.closed = true;
             std::mem::take(&mut queues.threads)
         };
-        for waiting in [&self.pool.ready, &self.pool.long_ready, &self.pool.all_busy] {
+        let others = [&self.pool.ready, &self.pool.all_busy];
+        for waiting in others.into_iter().chain(&self.pool.apart_ready) {
             waiting.notify_all();
         }
         threads.append(&mut self.others.lock());
@@ -426,6 +484,10 @@ mod tests {
             if self.left == 0 { Stepped::Wait } else { Stepped::Again }
         }
 
+        fn wasted(&mut self) -> Duration {
+            Duration::ZERO
+        }
+
         fn panicked(&mut self) {}
     }
 
@@ -449,21 +511,49 @@ mod tests {
         workers.close();
     }
 
+    fn slot(class: Class) -> Arc<Slot> {
+        Arc::new(Slot {
+            step: Mutex::new(None),
+            state: AtomicU8::new(QUEUED),
+            class: AtomicU8::new(class as u8),
+            account: Mutex::default(),
+        })
+    }
+
+    #[test]
+    fn whose_steps_are_short_gets_as_much_time() {
+        let (mut ready, mut now) = (Ready::default(), Duration::ZERO);
+        let steps = [1, 100, 300].map(Duration::from_millis);
+        let tasks = steps.map(|step| (slot(Class::Live), step));
+        let mut had = [Duration::ZERO; 3];
+        tasks.iter().for_each(|(task, _)| ready.push(Arc::clone(task)));
+        for _ in 0..10_000 {
+            let next = ready.pop().unwrap();
+            let i = tasks.iter().position(|(task, _)| Arc::ptr_eq(task, &next)).unwrap();
+            now += tasks[i].1;
+            had[i] += tasks[i].1;
+            next.account.lock().enter(now, tasks[i].1, Duration::ZERO);
+            ready.push(next);
+        }
+        let (least, most) = (had.iter().min().unwrap(), had.iter().max().unwrap());
+        assert!(*most - *least <= steps[2], "{had:?}");
+        // One that comes late neither gets what it did not ask for nor pays for having replayed.
+        for before in [Duration::ZERO, Duration::from_secs(3600)] {
+            let late = slot(Class::Live);
+            late.account.lock().had = before;
+            ready.push(Arc::clone(&late));
+            let had = late.account.lock().had;
+            assert!((ready.least..=ready.least + LONG_STEP).contains(&had), "{had:?}");
+        }
+    }
+
     #[test]
     fn replays_keep_their_share() {
-        let slot = |class: Class| {
-            Arc::new(Slot {
-                step: Mutex::new(None),
-                state: AtomicU8::new(QUEUED),
-                class: AtomicU8::new(class as u8),
-                long: AtomicBool::new(false),
-            })
-        };
         let mut queues = Queues::default();
         let mut replays = 0;
         for _ in 0..1000 {
-            queues.live.push_back(slot(Class::Live));
-            queues.replay.push_back(slot(Class::Replay));
+            queues.live.push(slot(Class::Live));
+            queues.replay.push(slot(Class::Replay));
             let next = queues.pop(25).unwrap();
             if next.class.load(Ordering::SeqCst) == Class::Replay as u8 {
                 replays += 1;
@@ -489,6 +579,10 @@ mod tests {
             }
             std::thread::sleep(LONG_STEP);
             Stepped::Again
+        }
+
+        fn wasted(&mut self) -> Duration {
+            Duration::ZERO
         }
 
         fn panicked(&mut self) {}
@@ -519,7 +613,7 @@ mod tests {
         wait_for(&hogged, 5);
         let waiting = || {
             let queues = workers.pool.queues.lock();
-            (queues.lent, queues.live.len(), queues.long.len())
+            (queues.lent, queues.live.tasks.len(), queues.apart[0].len())
         };
         while waiting() != (0, 0, 2) {
             std::thread::sleep(Duration::from_millis(1));
