@@ -4,7 +4,8 @@
  * DISK_ROOT   the directory; DISK_NAME the one entry of it that counts, with all below, and the root itself
  * DISK_LOG    where to record; each entry is appended with one write, so its length is a position in time
  * DISK_FAIL   N:ERRNO:HOW  the Nth operation that can fail so does: "once", "on" (and all after it), or
- *             "short" (half of a write is done), or "hang" (a sync of a file named db never comes back).
+ *             "short" (half of a write is done), or "hang" (a sync of a file named db never comes back), or
+ *             "stall" (a write of it).
  *             With ENOSPC only operations count that may need space. Of the reads of a descriptor, and of
  *             its writes, the first 16 count and then every 64th: copies are made of thousands.
  * DISK_TOLD   the file to which a failed operation is written, by name and path
@@ -57,7 +58,7 @@ static char root[PATH_MAX], name[NAME_MAX + 1];
 static size_t root_bytes, name_bytes;
 static int log_fd = -1, told_fd = -1, fail_errno;
 static long fail_at, counted;
-static enum { ONCE, ON, SHORT, HANG } fail_how;
+static enum { ONCE, ON, SHORT, HANG, STALL } fail_how;
 
 __attribute__((constructor)) static void begin(void) {
     const char *text = getenv("DISK_ROOT");
@@ -69,7 +70,8 @@ __attribute__((constructor)) static void begin(void) {
     if ((text = getenv("DISK_TOLD"))) told_fd = syscall(SYS_openat, AT_FDCWD, text, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     char how[8] = "";
     if ((text = getenv("DISK_FAIL")) && sscanf(text, "%ld:%d:%7s", &fail_at, &fail_errno, how) == 3)
-        fail_how = !strcmp(how, "on") ? ON : !strcmp(how, "short") ? SHORT : !strcmp(how, "hang") ? HANG : ONCE;
+        fail_how = !strcmp(how, "on") ? ON : !strcmp(how, "short") ? SHORT : !strcmp(how, "hang") ? HANG
+                 : !strcmp(how, "stall") ? STALL : ONCE;
     /* From here on paths count. */
     root_bytes = strlen(root);
 }
@@ -117,7 +119,7 @@ static int fails_if(int is_counted, enum effect effect, const char *what, const 
     if (!fail_at || (fail_errno == ENOSPC && effect != GROWS)) return 0;
     if (fail_how == SHORT && strcmp(what, "write")) return 0;
     size_t length = strlen(path);
-    if (fail_how == HANG && (strcmp(what, "sync") || length < 3 || strcmp(path + length - 3, "/db"))) return 0;
+    if (fail_how >= HANG && (strcmp(what, fail_how == HANG ? "sync" : "write") || length < 3 || strcmp(path + length - 3, "/db"))) return 0;
     counted += is_counted;
     if (!(is_counted && counted == fail_at) && !(fail_how == ON && counted >= fail_at)) return 0;
     if (told_fd >= 0) {
@@ -215,6 +217,7 @@ static ssize_t written(int fd, const void *data, size_t length, off_t offset) {
         if (done > 0) record(WRITE, 0, file->handle, at, NULL, NULL, data, done);
     }
     pthread_mutex_unlock(&lock);
+    while (failed && fail_how == STALL) pause();
     return done;
 }
 

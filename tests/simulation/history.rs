@@ -283,7 +283,7 @@ fn open(world: &World) -> Registry {
 fn try_open(world: &World) -> Result<Registry, Error> {
     let disk = Arc::new(world.disk.clone());
     let runtime = |_: &Path| Ok(RUNTIME.0.clone());
-    Registry::open_on(&world.config, false, scheduler::clock(), disk, runtime)
+    Registry::open_on(&world.config, false, scheduler::clock(), disk, None, runtime)
 }
 
 /// One life of the host: from opening it to the end of all work, or to its loss.

@@ -187,27 +187,25 @@ impl Registry {
     /// When the directory cannot be used, is another host's, or is damaged.
     pub fn open(config: &Config, safe: bool, clock: SharedClock) -> Result<Self, Error> {
         let runtime = |compiled: &Path| Runtime::contained(compiled, &config.plugins);
-        let registry =
-            Self::open_on(config, safe, Arc::clone(&clock), Arc::new(OsFileSystem), runtime)?;
-        let patience = Duration::from_millis(config.storage.sync_timeout_ms);
-        let watched = registry.inner.log.watch(clock, patience);
-        watched.map(|()| registry).map_err(|e| {
-            let message = format!("cannot start a thread: {e}");
-            Error::new(Kind::Internal, "cannot_start", message)
-        })
+        let patience = Some(Duration::from_millis(config.storage.sync_timeout_ms));
+        Self::open_on(config, safe, clock, Arc::new(OsFileSystem), patience, runtime)
     }
 
-    /// The same on any disk, with the plugins' runtime that `runtime` makes, given a folder for what it
-    /// compiles.
+    /// The same on any disk, whose head must come back within `patience` if there is one, with the
+    /// plugins' runtime that `runtime` makes, given a folder for what it compiles.
     pub(crate) fn open_on(
         config: &Config,
         safe: bool,
         clock: SharedClock,
         file_system: Arc<dyn FileSystem>,
+        patience: Option<Duration>,
         runtime: impl FnOnce(&Path) -> Result<Runtime, plugin::Error>,
     ) -> Result<Self, Error> {
         let dir = config.data.dir.clone();
-        let storage = Storage::open(&dir, &file_system, &clock);
+        let storage = match patience {
+            Some(patience) => Storage::open_watched(&dir, &file_system, &clock, patience),
+            None => Storage::open(&dir, &file_system, &clock),
+        };
         let storage = Arc::new(storage.map_err(cannot_open)?);
         let backups = Backups::on(Arc::clone(&file_system));
         // From here on a failed sync of any file stops all writing.

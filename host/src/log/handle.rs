@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -272,14 +271,6 @@ impl Log {
         see: impl FnMut(&[u8], Vec<u8>),
     ) -> Result<(), storage::Error> {
         self.shared().storage.scan(prefix, see)
-    }
-
-    /// Ends the process when the head does not come back within `patience`.
-    ///
-    /// # Errors
-    /// When the machine gives no thread for it.
-    pub fn watch(&self, clock: SharedClock, patience: Duration) -> std::io::Result<()> {
-        self.shared().storage.watch(clock, patience)
     }
 
     /// Why storage has stopped taking writes; `None` while it takes them.

@@ -196,6 +196,34 @@ impl Storage {
         Self::open_or_create(dir, fs, || (store_id, sequence))
     }
 
+    /// Opens as [`Storage::open`] does, in a process that ends when the head does not come back within
+    /// `patience`: from being opened, a write, a sync or the read of a value.
+    ///
+    /// # Errors
+    /// Those of [`Storage::open`], and when the machine gives no thread for it.
+    pub fn open_watched(
+        dir: &Path,
+        fs: &Arc<dyn FileSystem>,
+        clock: &SharedClock,
+        patience: Duration,
+    ) -> Result<Self, Error> {
+        let head = dir.join("head");
+        let place = head.clone();
+        let watch = Watch::start(Arc::clone(clock), patience, move |what| {
+            tracing::error!(
+                "{what} of {} has not come back within {} ms: the host ends, as nobody knows what is on disk; check the disk, then start it again, or raise storage.sync_timeout_ms if the disk is that slow",
+                place.display(),
+                patience.as_millis()
+            );
+            std::process::exit(1);
+        });
+        let watch = watch.map_err(Error::io("watch", &head))?;
+        let storage = watch.during("the opening", || Self::open(dir, fs, clock))?;
+        // The first stays.
+        let _ = storage.watch.set(watch);
+        Ok(storage)
+    }
+
     /// `identity`: store id and last sequence of a store that is created.
     fn open_or_create(
         dir: &Path,
@@ -277,8 +305,10 @@ impl Storage {
     /// The value of `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let _whole = self.state.read();
-        let Some(stored) = self.head.get(key)? else { return Ok(None) };
-        Ok(Some(assemble(&*self.head, key, &stored)?.1))
+        self.in_time("a read", || {
+            let Some(stored) = self.head.get(key)? else { return Ok(None) };
+            Ok(Some(assemble(&*self.head, key, &stored)?.1))
+        })
     }
 
     /// Shows all keys that begin with `prefix` and their values, in the order of keys.
@@ -329,7 +359,7 @@ impl Storage {
         }
         let tip = sequence.to_le_bytes();
         changes.push((TIP_KEY.to_vec(), Some(frame::encode(TIP_KEY, Kind::Whole, sequence, &tip))));
-        let applied = self.in_time("write", || self.head.apply(changes));
+        let applied = self.in_time("a write", || self.head.apply(changes));
         applied.map_err(|e| self.stopped(e))?;
         state.sequence = sequence;
         Ok(sequence)
@@ -340,33 +370,13 @@ impl Storage {
         self.check_running()?;
         let sequence = self.sequence();
         if !threads::has(Bug::LostFsync) {
-            let synced = self.in_time("sync", || self.head.sync());
+            let synced = self.in_time("a sync", || self.head.sync());
             synced.or_else(|e| match threads::has(Bug::UnheededSync) {
                 true => Ok(()),
                 false => Err(self.stopped(e)),
             })?;
         }
         self.write_high_water(sequence).map_err(|e| self.stopped(e))
-    }
-
-    /// From now on the process ends when the head does not come back from a write or a sync within
-    /// `patience`.
-    ///
-    /// # Errors
-    /// When the machine gives no thread for it.
-    pub fn watch(&self, clock: SharedClock, patience: Duration) -> io::Result<()> {
-        let head = self.dir.join("head");
-        let watch = Watch::start(clock, patience, move |what| {
-            tracing::error!(
-                "a {what} of {} has not come back within {} ms: the host ends, as nobody knows what is on disk; check the disk, then start it again, or raise storage.sync_timeout_ms if the disk is that slow",
-                head.display(),
-                patience.as_millis()
-            );
-            std::process::exit(1);
-        })?;
-        // The first stays.
-        let _ = self.watch.set(watch);
-        Ok(())
     }
 
     fn in_time<T>(&self, what: &'static str, work: impl FnOnce() -> T) -> T {

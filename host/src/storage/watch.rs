@@ -1,12 +1,14 @@
-//! Ends the process when the head does not come back from a write or a sync.
+//! Ends the process when the head does not come back from a read, a write or a sync.
 //!
 //! sled waits for what another of its threads writes, without a limit, and misses its wake-up when that
-//! thread fails at the wrong moment. Then the committer waits for ever, and everyone for the committer.
+//! thread fails at the wrong moment. Then the committer waits for ever, and everyone for the committer; or
+//! the sealer, or whoever reads.
 //! Nobody can take a thread back that waits below, and nobody can say what is on disk, as after a failed
 //! sync: the process ends, and its next start looks.
 //!
 //! **Invariant:** what came back in time is never the end of the process.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +17,10 @@ use crate::threads::{self, Condvar, JoinHandle, Mutex};
 
 #[derive(Default)]
 struct Watched {
-    /// What is being done, and since when.
-    under_way: Option<(&'static str, Duration)>,
+    /// What is being done, by several threads at once, and since when; by number.
+    under_way: BTreeMap<u64, (&'static str, Duration)>,
+    /// Numbers given.
+    begun: u64,
     closed: bool,
 }
 
@@ -44,9 +48,8 @@ impl Watch {
             let mut watched = watched.lock();
             while !watched.closed {
                 closed.wait_for(&mut watched, patience / 4);
-                if let Some((what, since)) = watched.under_way
-                    && time.monotonic().saturating_sub(since) > patience
-                {
+                let is_late = |since| time.monotonic().saturating_sub(since) > patience;
+                for (what, _) in watched.under_way.values().filter(|(_, since)| is_late(*since)) {
                     late(what);
                 }
             }
@@ -56,9 +59,15 @@ impl Watch {
 
     /// Does something that must come back.
     pub fn during<T>(&self, what: &'static str, work: impl FnOnce() -> T) -> T {
-        self.shared.0.lock().under_way = Some((what, self.clock.monotonic()));
+        let number = {
+            let mut watched = self.shared.0.lock();
+            watched.begun += 1;
+            let number = watched.begun;
+            watched.under_way.insert(number, (what, self.clock.monotonic()));
+            number
+        };
         let done = work();
-        self.shared.0.lock().under_way = None;
+        self.shared.0.lock().under_way.remove(&number);
         done
     }
 }
@@ -94,5 +103,22 @@ mod tests {
         assert_eq!(heard.unwrap(), "sync");
         drop(watch);
         assert!(late.iter().all(|what| what == "sync"));
+    }
+
+    #[test]
+    fn what_others_do_meanwhile_hides_nothing() {
+        let (told, late) = std::sync::mpsc::channel();
+        let patience = Duration::from_millis(200);
+        let watch = Watch::start(SystemClock::shared(), patience, move |what| {
+            told.send(what.to_owned()).unwrap();
+        })
+        .unwrap();
+        let heard = watch.during("sync", || {
+            std::thread::scope(|scope| {
+                scope.spawn(|| watch.during("write", || ()));
+            });
+            late.recv_timeout(Duration::from_secs(60))
+        });
+        assert_eq!(heard.unwrap(), "sync");
     }
 }

@@ -96,7 +96,7 @@ pub fn run(options: Options) -> Result<()> {
         None => nth::some(&base, &setting, options.runs)?,
     };
     println!("{told}, in {:.1} s", began.elapsed().as_secs_f64());
-    println!("{}", nth::hang(&base, &setting)?);
+    nth::hangs(&base, &setting)?;
     let began = Instant::now();
     let told = flips::run(&base, dir, *seed, options.flips)?;
     println!("{told}, in {:.1} s", began.elapsed().as_secs_f64());

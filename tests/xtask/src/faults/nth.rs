@@ -52,29 +52,46 @@ pub fn some(base: &Base, setting: &Setting, runs: u64) -> Result<String> {
     Ok(tally.tell())
 }
 
-/// A sync that never comes back ends the host, which says so, and takes nothing along.
-pub fn hang(base: &Base, setting: &Setting) -> Result<String> {
-    // Some sync of a commit; those of the start are before it.
-    const SYNC: u64 = 12;
+/// A sync or write of the head that never comes back, and which: of those that are counted of its file.
+const HANGS: [(&str, &str); 3] = [
+    ("a sync that hung", "12:5:hang"),
+    ("a write that hung", "48:5:stall"),
+    ("a write of its start that hung", "3:5:stall"),
+];
+
+/// Any of [`HANGS`] ends the host, which says so, and takes nothing along.
+pub fn hangs(base: &Base, setting: &Setting) -> Result<()> {
+    for (what, fail) in HANGS {
+        let answered = hang(base, setting, fail).with_context(|| what.to_owned())?;
+        println!("{what} ended the host after {answered} requests; everything is there");
+    }
+    Ok(())
+}
+
+/// The number of requests that were answered.
+fn hang(base: &Base, setting: &Setting, fail: &str) -> Result<usize> {
     let dir = setting.dir.join("home");
     fresh_home(&base.image, &dir)?;
     let mut settings = base.settings.clone();
     settings.extend(disk::below(&setting.library, &dir));
-    settings.push(("DISK_FAIL", format!("{SYNC}:5:hang")));
+    settings.push(("DISK_FAIL", fail.to_owned()));
     settings.push(("ANABRANCH_STORAGE_SYNC_TIMEOUT_MS", "1000".to_owned()));
     let journal = base.journal.as_of(u64::MAX);
-    let Start::Ready(host) = Home::new(&dir, settings).start()? else {
-        bail!("a host whose disk does not hang yet does not start; see {}", dir.display())
+    let (answered, end) = match Home::new(&dir, settings).start()? {
+        Start::Ended(end) => (0, end),
+        Start::Ready(host) => {
+            let mut random = Rng::with_seed(setting.seed);
+            let asked = || produce_one(&host.client, &journal, &mut random, PADDING);
+            let answers = std::iter::repeat_with(asked).take(10 * REQUESTS);
+            let answered = answers.take_while(|answer| answer.is_ok()).count();
+            ensure!(answered < 10 * REQUESTS, "all requests were answered: nothing hung");
+            (answered, host.end_within(PATIENCE)?)
+        }
     };
-    let mut random = Rng::with_seed(setting.seed);
-    let asked = || produce_one(&host.client, &journal, &mut random, PADDING);
-    let answers = std::iter::repeat_with(asked).take(10 * REQUESTS);
-    let answered = answers.take_while(|answer| answer.is_ok()).count();
-    ensure!(answered < 10 * REQUESTS, "all requests were answered: no sync hung");
-    let end = host.end_within(PATIENCE)?.describe();
+    let end = end.describe();
     ensure!(end.contains(LATE), "{end}");
-    after(base, &dir, &journal).context("after a sync had hung")?;
-    Ok(format!("a sync that hung ended the host after {answered} requests; everything is there"))
+    after(base, &dir, &journal).context("after it")?;
+    Ok(answered)
 }
 
 /// Fails one operation, in each way.
