@@ -2,6 +2,7 @@
 
 mod access;
 mod arrow;
+mod backup;
 mod bad_input;
 mod crash;
 mod floors;

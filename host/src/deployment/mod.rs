@@ -2,7 +2,7 @@
 //!
 //! [`Registry`] is the host's one front. Behind it: [`lifecycle`] changes what is deployed, [`flip`]
 //! is the one atomic step between generations, [`controller`] does what is due without being asked,
-//! [`running`] holds the tasks, [`stores`] and [`view`] answer questions, [`record`] is what the
+//! [`running`] holds the tasks, [`plugins`] what they run, [`stores`] and [`view`] answer questions, [`record`] is what the
 //! catalogue keeps. [`access`] and [`tokens`] know who may do what, [`audit`] writes it down.
 
 mod access;
@@ -21,6 +21,7 @@ mod guests;
 mod head_copies;
 mod lifecycle;
 mod metrics;
+mod plugins;
 mod record;
 mod registry;
 mod restore;

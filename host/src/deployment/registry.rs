@@ -1,13 +1,13 @@
 //! The host's one front: everything that HTTP and the command line can ask for.
 //!
 //! The registry opens the data directory, owns the log, the plugins and the deployments, and hands
-//! each request to the part that knows: topics and records here and to the log, plugins here,
-//! everything about generations to [`super::lifecycle`].
+//! each request to the part that knows: topics and records here and to the log, plugins to
+//! [`super::plugins`], everything about generations to [`super::lifecycle`].
 //!
 //! **Invariant:** a change is in the catalogue before it is in memory; what fails leaves both alone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,20 +17,20 @@ use utoipa::ToSchema;
 
 use super::audit::Audit;
 use super::backup::Backups;
-use super::events::{Events, rfc3339};
+use super::events::Events;
 use super::head_copies::HeadCopies;
 use super::metrics::{HostMetrics, HttpMetrics, PartitionLabels};
 use super::record::{DeploymentRecord, PluginRecord};
 use super::running::{RunningGeneration, topic};
 use super::tokens::Tokens;
-use super::{Error, Event, Kind, PartitionStatus, PluginStatus, TopicStatus};
+use super::{Error, Event, Kind, PartitionStatus, TopicStatus};
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::log::{
     Append, Commit, CommitError, Log, LogConfig, LogKind, LogSpec, Topic, TopicChange, TopicFormat,
     TopicState,
 };
-use crate::plugin::{self, CompileError, Plugin, Refusal, Runtime};
+use crate::plugin::{self, Plugin, Runtime};
 use crate::storage::{self, FileSystem, OsFileSystem, Storage, crash_point};
 use crate::task::{BulkThreads, Environment, StateOf, Workers, quarantine_checkpoints};
 use crate::threads::{self, Condvar, JoinHandle, Mutex, RwLock};
@@ -166,8 +166,8 @@ pub(super) struct Inner {
     pub safe: bool,
     pub backups: Backups,
     head_copies: Mutex<Option<HeadCopies>>,
-    plugins: RwLock<BTreeMap<Digest, PluginRecord>>,
-    loaded: Mutex<BTreeMap<Digest, Arc<Plugin>>>,
+    pub plugins: RwLock<BTreeMap<Digest, PluginRecord>>,
+    pub loaded: Mutex<BTreeMap<Digest, Arc<Plugin>>>,
     sticky: AtomicU32,
     closing: AtomicBool,
     controller: Mutex<Option<JoinHandle<()>>>,
@@ -586,109 +586,6 @@ impl Registry {
             .collect())
     }
 
-    /// Takes a plugin: checks it, keeps it by its digest. One that is known is kept again if its file is
-    /// lost or damaged.
-    ///
-    /// # Errors
-    /// When it is no plugin, or asks for what is not granted.
-    pub fn push_plugin(&self, bytes: &[u8]) -> Result<PluginStatus, Error> {
-        let digest = Digest::of(bytes);
-        if let Ok(known) = self.plugin(&digest)
-            && self.read_plugin(&digest).is_ok()
-        {
-            return Ok(known);
-        }
-        let admitted = self.inner.runtime.admit(bytes).map_err(plugin_refused)?;
-        let record = PluginRecord {
-            digest: admitted.digest,
-            size_bytes: bytes.len() as u64,
-            pushed_ms: self.inner.clock.now_ms(),
-            description: serde_json::to_value(&admitted.description).unwrap_or_default(),
-            component: Some(Digest::of(&admitted.component)),
-        };
-        let path = self.plugin_path(&admitted.digest);
-        crash_point("push-admitted");
-        storage::write_file(&*self.inner.file_system, &path, &admitted.component).map_err(|e| {
-            let message = format!("cannot write {}: {e}", path.display());
-            Error::new(Kind::Unavailable, "cannot_write", message)
-        })?;
-        crash_point("push-written");
-        let value = serde_json::to_vec(&record).unwrap_or_default();
-        self.commit(Commit {
-            metadata: vec![(PluginRecord::key(&record.digest), Some(value))],
-            ..Commit::default()
-        })?;
-        crash_point("push-recorded");
-        let status = plugin_status(&record);
-        self.inner.plugins.write().insert(record.digest, record);
-        Ok(status)
-    }
-
-    /// All plugins, by digest.
-    pub fn plugins(&self) -> Vec<PluginStatus> {
-        self.inner.plugins.read().values().map(plugin_status).collect()
-    }
-
-    /// A plugin by digest.
-    ///
-    /// # Errors
-    /// When it was never pushed.
-    pub fn plugin(&self, digest: &Digest) -> Result<PluginStatus, Error> {
-        self.inner.plugins.read().get(digest).map(plugin_status).ok_or_else(|| {
-            let message = format!("there is no plugin {digest}: push it first");
-            Error::new(Kind::NotFound, "plugin_not_found", message)
-        })
-    }
-
-    /// A plugin, compiled and ready.
-    pub(super) fn load_plugin(&self, digest: &Digest) -> Result<Arc<Plugin>, Error> {
-        self.plugin(digest)?;
-        let mut loaded = self.inner.loaded.lock();
-        if let Some(plugin) = loaded.get(digest) {
-            return Ok(Arc::clone(plugin));
-        }
-        let bytes = self.read_plugin(digest)?;
-        let plugin = self.inner.runtime.load(*digest, &bytes);
-        let plugin = plugin.map_err(|e| self.plugin_damaged(digest, &e))?;
-        loaded.insert(*digest, Arc::clone(&plugin));
-        Ok(plugin)
-    }
-
-    /// The file of a plugin that is known, as it was admitted.
-    fn read_plugin(&self, digest: &Digest) -> Result<Vec<u8>, Error> {
-        let path = self.plugin_path(digest);
-        let bytes = storage::read_file(&*self.inner.file_system, &path);
-        let bytes = bytes.map_err(|e| self.plugin_damaged(digest, &e))?;
-        let fault = self.inner.plugins.read().get(digest).and_then(|known| known.fault(&bytes));
-        fault.map_or(Ok(bytes), |fault| Err(self.plugin_damaged(digest, &fault)))
-    }
-
-    fn plugin_damaged(&self, digest: &Digest, why: &dyn std::fmt::Display) -> Error {
-        let path = self.plugin_path(digest);
-        let message =
-            format!("plugin {digest} at {}: {why}; push the plugin again", path.display());
-        Error::new(Kind::Internal, "plugin_damaged", message)
-    }
-
-    fn plugin_path(&self, digest: &Digest) -> PathBuf {
-        self.inner.config.data.dir.join("plugins").join(format!("{}.wasm", digest.hex()))
-    }
-
-    fn read_plugins(&self) -> Result<(), Error> {
-        let mut plugins = self.inner.plugins.write();
-        let mut damaged = None;
-        let scanned = self.inner.log.metadata_scan(b"w", |_, value| {
-            match serde_json::from_slice::<PluginRecord>(&value) {
-                Ok(record) => drop(plugins.insert(record.digest, record)),
-                Err(error) => damaged = Some(error.to_string()),
-            }
-        });
-        match scanned.map_err(|e| e.to_string()).err().or(damaged) {
-            Some(e) => Err(Error::new(Kind::Internal, "catalogue_damaged", e)),
-            None => Ok(()),
-        }
-    }
-
     /// The audit log.
     pub fn audit(&self) -> &Audit {
         &self.inner.audit
@@ -708,18 +605,6 @@ impl Registry {
     pub fn events_after(&self, id: u64) -> Vec<Arc<Event>> {
         self.inner.events.after(id)
     }
-}
-
-/// The refusal of a plugin: what can be mended, what is beyond a limit, what is not the plugin's fault.
-fn plugin_refused(refusal: Refusal) -> Error {
-    let (kind, code) = match &refusal {
-        Refusal::Compile(CompileError::Host(_)) => (Kind::Unavailable, "compiler_unavailable"),
-        Refusal::Compile(CompileError::Limit { .. }) | Refusal::TooLarge { .. } => {
-            (Kind::Refused, "plugin_too_costly")
-        }
-        _ => (Kind::Invalid, "plugin_refused"),
-    };
-    Error::new(kind, code, format!("plugin refused: {refusal}"))
 }
 
 /// The refusal behind a commit that was refused.
@@ -767,17 +652,5 @@ fn topic_status(topic: &Arc<Topic>) -> TopicStatus {
                 }
             })
             .collect(),
-    }
-}
-
-fn plugin_status(record: &PluginRecord) -> PluginStatus {
-    let text = |field: &str| record.description[field].as_str().unwrap_or_default().to_owned();
-    PluginStatus {
-        digest: record.digest.to_string(),
-        name: text("name"),
-        version: text("version"),
-        size_bytes: record.size_bytes,
-        pushed_at: rfc3339(record.pushed_ms),
-        description: record.description.clone(),
     }
 }

@@ -12,10 +12,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::arrow_file::ArrowFileError;
+use super::error::Error;
 use super::frame;
 use super::fs::{Entry, FileSystem};
+use super::high_water::HighWater;
 use super::opening::{OLD, SETTINGS};
-use super::store::{Error, STORE_ID_KEY, TIP_KEY, assemble, read_format, read_high_water};
+use super::store::{STORE_ID_KEY, TIP_KEY, assemble, read_format};
 
 /// What must be writable where the head is copied to: a segment of sled's.
 const PROBE_BYTES: usize = 8 << 20;
@@ -164,7 +166,7 @@ impl HeadExam {
             }
             Err(e) => found.faults.push((self.dir.join("format"), e.into())),
         }
-        match read_high_water(&self.dir, fs) {
+        match HighWater::open(&self.dir, fs).and_then(|mark| mark.read()) {
             Ok(mark) => found.high_water = Some(mark),
             Err(e) => found.faults.push((self.dir.join("high-water"), e.into())),
         }

@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::crash::crash_point;
+use super::error::Error;
 use super::head::{Head, SledHead};
-use super::store::Error;
 
 /// An open file. Reads and writes name their position; there is no cursor.
 pub trait File: Send + Sync {

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::crash::is_left_out;
+use super::error::Error;
 use super::opening::{self, Sled};
-use super::store::Error;
 use crate::threads::quietly;
 
 /// Keys that change, each to a value or to nothing.

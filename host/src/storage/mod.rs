@@ -9,6 +9,7 @@
 mod arrow_block;
 mod arrow_file;
 mod crash;
+mod error;
 mod examine;
 mod frame;
 mod fs;
@@ -16,6 +17,7 @@ mod fs;
 pub mod fuzz;
 mod head;
 mod head_copy;
+mod high_water;
 mod machine;
 mod memory;
 mod numbers;
@@ -31,6 +33,7 @@ pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, Pace, TEMPORARY_SUFFIX,
 };
 pub use crash::crash_point;
+pub use error::Error;
 pub use examine::{Examined, Flaw, HeadExam, list_folder};
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
@@ -40,7 +43,7 @@ pub use repair::{
     Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,
     not_replaceable, remove_folder, replace_head, restoring,
 };
-pub use store::{Error, Storage, WriteBatch, create_dir};
+pub use store::{Storage, WriteBatch, create_dir};
 
 /// Gives back the memory that files are read into and written from: for whoever has read to the end.
 pub fn release_memory() {

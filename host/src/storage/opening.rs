@@ -23,8 +23,8 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::error::Error;
 use super::head::{guarded, sled_error};
-use super::store::Error;
 
 /// Cannot be changed for a database that exists. With it, values of 64 KiB stay out of sled's blobs.
 const SEGMENT_BYTES: usize = 8 << 20;

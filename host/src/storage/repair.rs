@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::crash::crash_point;
+use super::error::Error;
 use super::fs::{CHANGE, FileSystem};
 use super::opening::OLD;
 use super::set_aside;
-use super::store::{Error, Storage, WriteBatch};
+use super::store::{Storage, WriteBatch};
 
 const FINISHED: &str = "repair";
 const UNFINISHED: &str = "repair.tmp";

@@ -11,9 +11,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::error::Error;
 use super::fs::{Entry, File, FileSystem};
 use super::head::Head;
-use super::store::Error;
 use crate::threads::Mutex;
 
 /// Why nothing is written any more; shared by all that could.

@@ -14,123 +14,22 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::error::Error;
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
-use super::fs::{File, FileSystem};
+use super::fs::FileSystem;
 use super::head::Head;
+use super::high_water::HighWater;
 use super::repair;
 use super::stopper::{Stop, StoppingFileSystem};
 use super::watch::Watch;
 use crate::clock::SharedClock;
-use crate::threads::{self, Bug, Mutex, RwLock};
+use crate::threads::{self, Bug, RwLock};
 
 /// The version of everything below the data directory; formats.md describes it.
 pub const FORMAT_VERSION: u32 = 1;
 
 pub(super) const TIP_KEY: &[u8] = b"m/tip";
 pub(super) const STORE_ID_KEY: &[u8] = b"m/store-id";
-/// The high-water mark has two slots a sector apart, written in turn: a torn write spoils only one.
-const SLOT_BYTES: u64 = 512;
-
-/// Why the storage did not do it.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The operating system refused.
-    #[error(
-        "cannot {what} {path}: {source}; check that the directory exists, is writable and has space"
-    )]
-    Io {
-        /// What was tried.
-        what: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// The operating system's answer.
-        source: io::Error,
-    },
-    /// Another host has the directory.
-    #[error(
-        "the data directory {dir} is in use by another host, or by a backup, doctor or restore that is at work: stop it, wait for it, or choose another directory"
-    )]
-    Locked {
-        /// The data directory.
-        dir: PathBuf,
-    },
-    /// The directory belongs to something else, or to another version.
-    #[error(
-        "{dir} is not a data directory that this host can use: {detail}; `anabranch doctor --data {dir}` says more, or restore a backup"
-    )]
-    Format {
-        /// The data directory.
-        dir: PathBuf,
-        /// What was found instead.
-        detail: String,
-    },
-    /// The directory was written by a host of another version.
-    #[error(
-        "{dir} has format version {found}, and this is anabranch {}, which reads version {FORMAT_VERSION}: run the version that wrote it, or choose another directory with --data",
-        env!("CARGO_PKG_VERSION")
-    )]
-    Version {
-        /// The data directory.
-        dir: PathBuf,
-        /// Its version.
-        found: String,
-    },
-    /// Bytes on disk are not what was written.
-    #[error(
-        "{place} is damaged: {detail}; `anabranch doctor --data DIR` says what is lost and repairs, or restore a backup"
-    )]
-    Damaged {
-        /// File or key.
-        place: String,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// The head ends before what was acknowledged.
-    #[error(
-        "{dir}/head has lost commits: it ends at commit {found}, but {acknowledged} was acknowledged; `anabranch doctor --data {dir}` says what is lost and repairs, or restore a backup"
-    )]
-    LostTail {
-        /// The data directory.
-        dir: PathBuf,
-        /// The last commit that is there.
-        found: u64,
-        /// The last commit that was made durable.
-        acknowledged: u64,
-    },
-    /// A repair has made a new head and was ended before the head was in its place.
-    #[error(
-        "a repair of {dir} was interrupted: finish it with `anabranch doctor --data {dir} --repair`"
-    )]
-    Repairing {
-        /// The data directory.
-        dir: PathBuf,
-    },
-    /// A restore was ended, or is at work, and the directory has no store yet.
-    #[error(
-        "a restore of {dir} was interrupted or is under way: run `anabranch restore BACKUP --data {dir}` again, or remove {unfinished} to begin without it"
-    )]
-    Restoring {
-        /// The data directory.
-        dir: PathBuf,
-        /// Where it is made.
-        unfinished: PathBuf,
-    },
-    /// An earlier write failed, and that is final.
-    #[error(
-        "storage stopped after a failed write ({reason}): check the disk, then restart the host"
-    )]
-    Stopped {
-        /// The first failure.
-        reason: String,
-    },
-}
-
-impl Error {
-    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
-    }
-}
 
 /// Keys and values that change together. A later change of a key replaces an earlier one.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -169,7 +68,7 @@ pub struct Storage {
     head: Box<dyn Head>,
     /// Written between batches only: a reader that holds it sees whole batches.
     state: RwLock<State>,
-    high_water: Mutex<Box<dyn File>>,
+    high_water: HighWater,
     /// The disk, which stops when this storage does, and the other way round.
     fs: Arc<dyn FileSystem>,
     stop: Arc<Stop>,
@@ -243,21 +142,14 @@ impl Storage {
             return Err(Error::Repairing { dir: dir.to_owned() });
         }
         let head = fs.open_head(&dir.join("head"))?;
-        let high_water_path = dir.join("high-water");
         let (tip, store_id) = (read_number(&*head, TIP_KEY)?, read_number(&*head, STORE_ID_KEY)?);
         let high_water = match format {
-            Some(_) => fs.open(&high_water_path).map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => Error::Damaged {
-                    place: high_water_path.display().to_string(),
-                    detail: "it is not there".to_owned(),
-                },
-                _ => Error::io("open", &high_water_path)(e),
-            })?,
+            Some(_) => HighWater::open(dir, fs.as_ref())?,
             None if tip.is_some_and(|tip| tip > 1) => {
                 let detail = "commits are there, but the file named format is not".to_owned();
                 return Err(Error::Format { dir: dir.to_owned(), detail });
             }
-            None => fs.create(&high_water_path).map_err(Error::io("create", &high_water_path))?,
+            None => HighWater::create(dir, fs.as_ref())?,
         };
         let (new_id, last) = match format {
             Some(named) => (named, tip.unwrap_or(0)),
@@ -268,7 +160,7 @@ impl Storage {
             store_id: store_id.unwrap_or(new_id),
             head,
             state: RwLock::new(State { sequence: last, chunked: HashMap::new() }),
-            high_water: Mutex::new(high_water),
+            high_water,
             fs: Arc::clone(&fs),
             stop,
             watch: OnceLock::new(),
@@ -376,7 +268,7 @@ impl Storage {
                 false => Err(self.stopped(e)),
             })?;
         }
-        self.write_high_water(sequence).map_err(|e| self.stopped(e))
+        self.high_water.write(sequence, self.store_id).map_err(|e| self.stopped(e))
     }
 
     fn in_time<T>(&self, what: &'static str, work: impl FnOnce() -> T) -> T {
@@ -389,8 +281,7 @@ impl Storage {
     /// Syncs a last time. Dropping the storage without it loses nothing that was acknowledged.
     pub fn close(self) -> Result<(), Error> {
         self.sync()?;
-        let path = self.dir.join("high-water");
-        self.high_water.lock().sync().map_err(Error::io("sync", &path))
+        self.high_water.sync()
     }
 
     /// Why the storage has stopped for good; `None` while it takes writes.
@@ -422,10 +313,9 @@ impl Storage {
         let mut batch = WriteBatch::default();
         batch.put(STORE_ID_KEY, self.store_id.to_le_bytes());
         self.apply(batch)?;
-        self.write_high_water(0)?;
+        self.high_water.write(0, self.store_id)?;
         self.sync()?;
-        let path = self.dir.join("high-water");
-        self.high_water.get_mut().sync().map_err(Error::io("sync", &path))?;
+        self.high_water.sync()?;
         let head = self.dir.join("head");
         fs.sync_dir(&head).map_err(Error::io("sync", &head))?;
         // The name of what was made before: a loss of power may keep any name and lose another.
@@ -444,7 +334,7 @@ impl Storage {
 
     /// Later uses: what sled holds must be the same store, and not end before what was promised.
     fn check(&self, store_id: u64, tip: Option<u64>) -> Result<(), Error> {
-        let acknowledged = self.read_high_water()?;
+        let acknowledged = self.high_water.read()?;
         let found = tip.unwrap_or(0);
         if found < acknowledged.max(1) {
             return Err(Error::LostTail { dir: self.dir.clone(), found, acknowledged });
@@ -468,21 +358,6 @@ impl Storage {
         self.state.get_mut().chunked = chunked;
         Ok(())
     }
-
-    /// Not synced each time: a mark that is too low after a power cut is still true.
-    fn write_high_water(&self, sequence: u64) -> Result<(), Error> {
-        let mut slot = [0; 20];
-        slot[..8].copy_from_slice(&sequence.to_le_bytes());
-        slot[8..16].copy_from_slice(&self.store_id.to_le_bytes());
-        let crc = crc32c::crc32c(&slot[..16]);
-        slot[16..].copy_from_slice(&crc.to_le_bytes());
-        let written = self.high_water.lock().write_at(&slot, (sequence % 2) * SLOT_BYTES);
-        written.map_err(Error::io("write", &self.dir.join("high-water")))
-    }
-
-    fn read_high_water(&self) -> Result<u64, Error> {
-        read_marks(&**self.high_water.lock(), &self.dir)
-    }
 }
 
 impl Drop for Storage {
@@ -491,34 +366,6 @@ impl Drop for Storage {
             self.head.leave();
         }
     }
-}
-
-/// The mark in the file `high-water` of `dir`.
-pub(super) fn read_high_water(dir: &Path, fs: &dyn FileSystem) -> Result<u64, Error> {
-    let path = dir.join("high-water");
-    read_marks(&*fs.open(&path).map_err(Error::io("open", &path))?, dir)
-}
-
-fn read_marks(file: &dyn File, dir: &Path) -> Result<u64, Error> {
-    let path = dir.join("high-water");
-    let mut mark = None;
-    for at in [0, SLOT_BYTES] {
-        let mut slot = [0; 20];
-        match file.read_at(&mut slot, at) {
-            // The file ends before a slot that was never written.
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => continue,
-            read => read.map_err(Error::io("read", &path))?,
-        }
-        let (number, crc) = slot.split_at(16);
-        if crc == crc32c::crc32c(number).to_le_bytes() {
-            let sequence = number.first_chunk().copied().map(u64::from_le_bytes);
-            mark = mark.max(sequence);
-        }
-    }
-    mark.ok_or_else(|| Error::Damaged {
-        place: path.display().to_string(),
-        detail: "neither of its two slots has a valid crc32c".to_owned(),
-    })
 }
 
 /// Creates the data directory, durable with the folders above it that did not exist. Of one that is
@@ -716,9 +563,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let storage = open(dir.path()).unwrap();
         storage.apply(put(b"d", b"1")).unwrap();
-        storage.write_high_water(storage.sequence() + 1).unwrap();
+        storage.high_water.write(storage.sequence() + 1, storage.store_id).unwrap();
         storage.sync().unwrap();
-        storage.write_high_water(9).unwrap();
+        storage.high_water.write(9, storage.store_id).unwrap();
         drop(storage);
         let error = open(dir.path()).err().unwrap();
         assert!(matches!(error, Error::LostTail { found: 2, acknowledged: 9, .. }), "{error}");
