@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::committer::{Done, Request};
 use super::handle::Shared;
@@ -12,10 +13,13 @@ use super::keys;
 use super::partition::{Partition, Run};
 use super::segment::SegmentFile;
 use crate::storage::{Pace, WriteBatch, crash_point};
-use crate::threads::{Receiver, Sender, channel};
+use crate::threads::{Condvar, Mutex, Receiver, Sender, channel};
 
 /// Keys removed in one batch: a batch holds sled's lock while it is applied.
 const REMOVE_KEYS: usize = 8;
+
+/// Where the disk holds up one batch, the next need not wait as long.
+const LONGEST_REST: Duration = Duration::from_millis(20);
 
 /// Work for the sealer.
 pub(super) enum Task {
@@ -100,8 +104,12 @@ pub(super) fn head_keys<'a>(
     runs.into_iter().map(key).collect()
 }
 
+/// Removes keys, at rest for as long as each batch took: whoever waits for sled's lock gets it then. Without
+/// a rest this thread would take it again before one that has yielded its processor comes back.
 fn remove(shared: &Shared, keys: &[Vec<u8>]) {
+    let (rest, never) = (Mutex::new(()), Condvar::new());
     for chunk in keys.chunks(REMOVE_KEYS) {
+        let began = shared.clock.monotonic();
         let mut batch = WriteBatch::default();
         for key in chunk {
             batch.delete(key.as_slice());
@@ -111,5 +119,9 @@ fn remove(shared: &Shared, keys: &[Vec<u8>]) {
             return;
         }
         crash_point("seal-removed");
+        if !shared.closing.load(Ordering::SeqCst) {
+            let took = shared.clock.monotonic().saturating_sub(began);
+            never.wait_for(&mut rest.lock(), took.min(LONGEST_REST));
+        }
     }
 }
