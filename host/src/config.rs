@@ -146,8 +146,9 @@ section!(
         /// sealing of what the head holds still have room.
         min_free_bytes: u64 = 256 << 20,
         /// Milliseconds that the head may take to be opened, or for one write, sync or read, before the
-        /// host ends: nobody is answered meanwhile, and the database below may wait for what never comes. A disk that lives
-        /// answers within the kernel's 30 seconds for one request and some that it tries again.
+        /// host ends: nobody is answered meanwhile, and the database below may wait for what never
+        /// comes. A disk that lives answers within the kernel's 30 seconds for one request and some
+        /// that it tries again.
         sync_timeout_ms: u64 = 180_000,
         /// Milliseconds between copies of the head that are kept beside it, while it changes: what was
         /// acknowledged since and is in no segment is lost with the head. A copy costs the writing of

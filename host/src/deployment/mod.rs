@@ -2,8 +2,8 @@
 //!
 //! [`Registry`] is the host's one front. Behind it: [`lifecycle`] changes what is deployed, [`flip`]
 //! is the one atomic step between generations, [`controller`] does what is due without being asked,
-//! [`running`] holds the tasks, [`plugins`] what they run, [`stores`] and [`view`] answer questions, [`record`] is what the
-//! catalogue keeps. [`access`] and [`tokens`] know who may do what, [`audit`] writes it down.
+//! [`running`] holds the tasks, [`plugins`] what they run, [`stores`] and [`view`] answer questions,
+//! [`record`] is what the catalogue keeps. [`access`] and [`tokens`] know who may do what, [`audit`] writes it down.
 
 mod access;
 mod allowance;

@@ -88,14 +88,20 @@ mod tests {
     use super::*;
     use crate::clock::SystemClock;
 
-    #[test]
-    fn what_does_not_come_back_is_told_and_what_does_is_not() {
+    /// A watch of little patience, and what it tells.
+    fn start() -> (Watch, std::sync::mpsc::Receiver<String>) {
         let (told, late) = std::sync::mpsc::channel();
         let patience = Duration::from_millis(200);
         let watch = Watch::start(SystemClock::shared(), patience, move |what| {
             told.send(what.to_owned()).unwrap();
         })
         .unwrap();
+        (watch, late)
+    }
+
+    #[test]
+    fn what_does_not_come_back_is_told_and_what_does_is_not() {
+        let (watch, late) = start();
         for _ in 0..1_000 {
             watch.during("quick", || ());
         }
@@ -107,12 +113,7 @@ mod tests {
 
     #[test]
     fn what_others_do_meanwhile_hides_nothing() {
-        let (told, late) = std::sync::mpsc::channel();
-        let patience = Duration::from_millis(200);
-        let watch = Watch::start(SystemClock::shared(), patience, move |what| {
-            told.send(what.to_owned()).unwrap();
-        })
-        .unwrap();
+        let (watch, late) = start();
         let heard = watch.during("sync", || {
             std::thread::scope(|scope| {
                 scope.spawn(|| watch.during("write", || ()));
