@@ -58,6 +58,12 @@ fn describe(deployments: &[DeploymentStatus], all: bool) -> String {
                 if let Some(failure) = &task.failure {
                     notes += &format!("{} partition {}: {failure}\n", status.name, task.partition);
                 }
+                if let Some(reason) = &task.stands_back {
+                    notes += &format!(
+                        "{} generation {} partition {} stands back: {reason}\n",
+                        status.name, generation.number, task.partition
+                    );
+                }
             }
         }
         if let Some(pause) = status.last_pause_ms.filter(|_| all) {
@@ -247,7 +253,10 @@ mod tests {
                 "plugin_version": "1.0.0", "from": "earliest", "created_at": "",
                 "failure": (phase == "failed").then_some("trap in partition 0"),
                 "progress": {"records": 1000, "remaining": remaining, "rate": 50.0, "eta_seconds": 4.0},
-                "tasks": [],
+                "tasks": [{
+                    "partition": 3, "inputs": [7], "state": "running",
+                    "stands_back": (phase == "live").then_some("it is slow"),
+                }],
             })
         };
         shaped(&json!({
@@ -263,7 +272,8 @@ mod tests {
     #[test]
     fn the_table_shows_what_runs_and_all_of_one() {
         let table = describe(&[status()], false);
-        assert_eq!(table.lines().count(), 3, "{table}");
+        assert_eq!(table.lines().count(), 4, "{table}");
+        assert!(table.ends_with("d generation 1 partition 3 stands back: it is slow\n"), "{table}");
         assert!(table.contains("live, paused") && table.contains("4.0 s"), "{table}");
         let table = describe(&[status()], true);
         assert!(table.contains("d generation 3: trap in partition 0\n"), "{table}");

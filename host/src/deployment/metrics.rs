@@ -127,6 +127,8 @@ pub struct HostMetrics {
     pub lag_seconds: Family<GenerationLabels, FloatGauge>,
     /// Instances of plugins that are alive.
     pub instances: Family<GenerationLabels, Gauge>,
+    /// Tasks that stand back behind those of others.
+    pub standing_back: Family<GenerationLabels, Gauge>,
     /// Bytes of a topic's files.
     pub segment_bytes: Family<PartitionLabels, Gauge>,
     /// Bytes of a generation's stores.
@@ -175,6 +177,8 @@ impl HostMetrics {
             let lag_seconds = metrics.lag_seconds.clone();
             r.register("lag_seconds", "Seconds since nothing was ahead", lag_seconds);
             r.register("instances", "Instances alive", metrics.instances.clone());
+            let standing_back = metrics.standing_back.clone();
+            r.register("tasks_standing_back", "Tasks that stand back", standing_back);
             let segments = metrics.segment_bytes.clone();
             r.register("segment_bytes", "Bytes of a topic's files", segments);
             let backlog = metrics.seal_backlog.clone();

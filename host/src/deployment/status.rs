@@ -60,6 +60,9 @@ pub struct TaskStatus {
     /// Why it failed, or what it waits for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// Why it stands back behind the tasks of others, where it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stands_back: Option<String>,
 }
 
 /// One generation.

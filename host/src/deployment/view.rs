@@ -6,7 +6,7 @@ use super::record::GenerationRecord;
 use super::registry::DeploymentState;
 use super::running::RunningGeneration;
 use super::{DeploymentStatus, Error, GenerationStatus, Progress, Registry, TaskStatus};
-use crate::task::RunState;
+use crate::task::{Apart, RunState};
 use crate::types::PartitionId;
 
 impl Registry {
@@ -94,7 +94,9 @@ impl Registry {
         if let Ok(free) = self.inner.file_system.free_bytes(&self.inner.config.data.dir) {
             metrics.disk_free.set(free as i64);
         }
-        for family in [&metrics.lag, &metrics.state_bytes, &metrics.instances] {
+        for family in
+            [&metrics.lag, &metrics.state_bytes, &metrics.instances, &metrics.standing_back]
+        {
             family.clear();
         }
         metrics.lag_seconds.clear();
@@ -121,6 +123,8 @@ impl Registry {
                 metrics.lag_seconds.get_or_create(&labels).set(seconds);
                 let alive = running.tasks.iter().filter(|task| task.has_instance()).count();
                 metrics.instances.get_or_create(&labels).set(alive as i64);
+                let apart = running.tasks.iter().filter(|task| task.apart().is_some()).count();
+                metrics.standing_back.get_or_create(&labels).set(apart as i64);
                 let all = (progress.records + progress.remaining).max(1);
                 let ratio = progress.records as f64 / all as f64;
                 metrics.replay_progress.get_or_create(&labels).set(ratio);
@@ -145,11 +149,16 @@ fn tasks(running: &RunningGeneration) -> Vec<TaskStatus> {
             RunState::Stopped(reason) if reason.is_empty() => ("stopped", None),
             RunState::Stopped(reason) => ("failed", Some(reason)),
         };
+        let stands_back = task.apart().map(|apart| match apart {
+            Apart::Long => "its last batch took half a second or more",
+            Apart::Wasteful => "most of its time goes to calls that fail or say more than is kept",
+        });
         TaskStatus {
             partition: task.partition.0,
             inputs: task.positions().into_iter().map(|o| o.0).collect(),
             state: state.to_owned(),
             failure,
+            stands_back: stands_back.map(str::to_owned),
         }
     };
     running.tasks.iter().map(task).collect()

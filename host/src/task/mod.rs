@@ -22,6 +22,7 @@ mod spec;
 mod step;
 mod workers;
 
+pub use account::Apart;
 pub use bulk::BulkThreads;
 pub use checkpoint::{
     Manifest as CheckpointManifest, StateOf, about as about_checkpoint, checkpoint_files,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use super::{Class, Cursor, Handle};
+use super::{Apart, Class, Cursor, Handle};
 use crate::plugin::Input;
 use crate::state::{Overlay, StoreSet};
 use crate::threads::{Condvar, Mutex, RwLock};
@@ -158,6 +158,11 @@ impl TaskShared {
         if let Some(handle) = self.handle.get() {
             handle.wake();
         }
+    }
+
+    /// Why the task stands back behind others, if it does.
+    pub fn apart(&self) -> Option<Apart> {
+        self.handle.get().and_then(Handle::apart)
     }
 
     /// The cursor of the last durable commit.

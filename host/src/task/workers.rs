@@ -112,6 +112,11 @@ impl Handle {
         }
     }
 
+    /// Why the task stands back, if it does.
+    pub fn apart(&self) -> Option<Apart> {
+        self.slot.account.lock().apart(self.pool.clock.monotonic())
+    }
+
     /// Moves the task to another queue, from its next wake-up on.
     pub fn set_class(&self, class: Class) {
         if self.slot.class.swap(class as u8, Ordering::AcqRel) != class as u8 {

@@ -171,6 +171,11 @@ fn all_at_once_beside_a_good_deployment() {
     println!("solo {solo:?}, beside {count} hostile acts {beside:?}: {ratio:.2} of its rate");
     check(&host, "solo");
     assert!(ratio >= 0.25, "{ratio:.2} of its rate; a quarter at least is its due");
+    let wasteful = |generation: &Value| {
+        let why = generation["tasks"][0]["stands_back"].as_str().unwrap_or_default();
+        why.contains("calls that fail")
+    };
+    assert!(found.iter().any(wasteful), "nobody is shown to stand back: {found:?}");
     for (act, generation) in ACTS.into_iter().zip(found) {
         // A machine that does much else may keep a call from its end until the deadline.
         let task = &generation["tasks"][0];
