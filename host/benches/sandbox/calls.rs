@@ -1,14 +1,16 @@
 //! The calls alone: nanoseconds a record in the sandbox and natively, batches of 4,096.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anabranch::cli::{BenchArgs, SandboxCall, guest_dir};
 use anabranch::clock::SystemClock;
 use anabranch::plugin::{AccessError, Input, Limits, Page, Plugin, Run, Runtime, StateAccess};
+use anabranch::state::{Overlay, StoreSet};
 use anabranch::types::{Batch, RecordsBuilder};
 use anyhow::Context as _;
 use arrow_array::BinaryArray;
+use parking_lot::Mutex;
 use serde_json::json;
 
 const RECORDS: usize = 4_096;
@@ -48,105 +50,115 @@ pub fn measure(args: &BenchArgs) -> anyhow::Result<Vec<SandboxCall>> {
 /// Nanoseconds a record, of each repeat.
 fn time(plugin: &Plugin, job: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
     let mut instance = plugin.instantiate(&json!({"job": job}), &Limits::default())?;
-    let input = input();
-    let clock = SystemClock::shared();
-    let mut state: Box<dyn StateAccess> = Box::<Counts>::default();
+    let (inputs, clock, state) = (inputs(), SystemClock::shared(), State::default());
     let mut repeats = Vec::new();
-    // The first warms up.
+    // The first warms up, and fills the stores.
     for repeat in 0..=REPEATS {
-        let begun = clock.monotonic();
-        for _ in 0..rounds {
-            let (result, back) = instance.process(&input, state);
-            state = back;
+        let mut took = Duration::ZERO;
+        for round in 0..rounds {
+            let begun = clock.monotonic();
+            let (result, _) =
+                instance.process(&inputs[round % inputs.len()], Box::new(state.clone()));
+            took += clock.monotonic() - begun;
             anyhow::ensure!(result?.rejections.is_empty(), "{job}: a record was refused");
+            state.apply();
         }
-        let ns = (clock.monotonic() - begun).as_nanos() as f64 / (rounds * RECORDS) as f64;
         if repeat > 0 {
-            repeats.push(ns);
+            repeats.push(took.as_nanos() as f64 / (rounds * RECORDS) as f64);
         }
     }
     Ok(repeats)
 }
 
-fn input() -> Input {
-    let mut rows = RecordsBuilder::default();
-    for i in 0..RECORDS as u64 {
-        let level = if i % 10 < 3 { "warn" } else { "info" };
-        let value = format!(
-            r#"{{"level":"{level}","user":{},"amount":{},"note":"delivery 7f invoice 12 express aa bulk 01 "}}"#,
-            10_000 + i * 7 % 89_989,
-            1_000 + i % 9_000
-        );
-        let key = format!("k{:07}", i * 7_919 % 100_000);
-        rows.push(i as i64, Some(key.as_bytes()), Some(value.as_bytes()), []);
-    }
-    Input {
-        batch: Batch { offsets: (0..RECORDS as u64).collect(), records: rows.finish() },
-        runs: vec![Run { input: 0, partition: 0, count: RECORDS as u32 }],
-        stream_time_ms: None,
-        seed: 1,
+/// Batches that hold nearly all of 100,000 keys, each once.
+fn inputs() -> Vec<Input> {
+    const KEYS: u64 = 100_000;
+    let batch = |first: u64| {
+        let mut rows = RecordsBuilder::default();
+        for i in first..first + RECORDS as u64 {
+            let level = if i % 10 < 3 { "warn" } else { "info" };
+            let value = format!(
+                r#"{{"level":"{level}","user":{},"amount":{},"note":"delivery 7f invoice 12 express aa bulk 01 "}}"#,
+                10_000 + i * 7 % 89_989,
+                1_000 + i % 9_000
+            );
+            let key = format!("k{:07}", i * 7_919 % KEYS);
+            rows.push(i as i64, Some(key.as_bytes()), Some(value.as_bytes()), []);
+        }
+        let offsets = (first..first + RECORDS as u64).collect();
+        Input {
+            batch: Batch { offsets, records: rows.finish() },
+            runs: vec![Run { input: 0, partition: 0, count: RECORDS as u32 }],
+            stream_time_ms: None,
+            seed: 1,
+        }
+    };
+    (0..KEYS / RECORDS as u64).map(|at| batch(at * RECORDS as u64)).collect()
+}
+
+/// The host's stores, as a task hands them to a call; the same for both ways.
+#[derive(Clone)]
+struct State(Arc<Mutex<(StoreSet, Overlay)>>);
+
+impl Default for State {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new((StoreSet::new(1), Overlay::new(1)))))
     }
 }
 
-/// Stores that a call may ask; the same for both ways.
-#[derive(Default)]
-struct Counts {
-    entries: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// The keys of the batch at hand, in the order of their numbers.
-    own: Vec<Vec<u8>>,
+impl State {
+    /// Takes over what a call changed, as a task does after it.
+    fn apply(&self) {
+        let (stores, overlay) = &mut *self.0.lock();
+        stores.apply(std::mem::replace(overlay, Overlay::new(1)));
+        drop(stores.take_changes());
+    }
 }
 
-impl StateAccess for Counts {
-    fn get_many(&mut self, _: u32, keys: &BinaryArray, _: u32) -> Result<BinaryArray, AccessError> {
-        Ok(keys.iter().map(|key| self.entries.get(key?).map(Vec::as_slice)).collect())
+impl StateAccess for State {
+    fn get_many(
+        &mut self,
+        store: u32,
+        keys: &BinaryArray,
+        limit_bytes: u32,
+    ) -> Result<BinaryArray, AccessError> {
+        let (stores, overlay) = &mut *self.0.lock();
+        Ok(overlay.get_many(stores, store as usize, keys, limit_bytes as usize))
     }
 
     fn put_many(
         &mut self,
-        _: u32,
+        store: u32,
         keys: &BinaryArray,
         values: &BinaryArray,
     ) -> Result<(), AccessError> {
-        for (key, value) in keys.iter().flatten().zip(values.iter().flatten()) {
-            self.entries.insert(key.to_vec(), value.to_vec());
-        }
+        self.0.lock().1.put_many(store as usize, keys.clone(), values.clone());
         Ok(())
     }
 
-    fn delete_many(&mut self, _: u32, keys: &BinaryArray) -> Result<(), AccessError> {
-        keys.iter().flatten().for_each(|key| drop(self.entries.remove(key)));
+    fn delete_many(&mut self, store: u32, keys: &BinaryArray) -> Result<(), AccessError> {
+        self.0.lock().1.delete_many(store as usize, keys);
         Ok(())
     }
 
     fn get_own(
         &mut self,
-        _: u32,
+        store: u32,
         keys: &BinaryArray,
-        _: bool,
-        _: u32,
+        text: bool,
+        limit_bytes: u32,
     ) -> Result<(Vec<u32>, BinaryArray), AccessError> {
-        self.own.clear();
-        let mut numbers = HashMap::new();
-        let numbered = keys.iter().flatten().map(|key| {
-            *numbers.entry(key.to_vec()).or_insert_with_key(|key| {
-                self.own.push(key.clone());
-                self.own.len() as u32 - 1
-            })
-        });
-        let numbered = numbered.collect();
-        let values = self.own.iter().map(|key| self.entries.get(key).map(Vec::as_slice)).collect();
-        Ok((numbered, values))
+        let (stores, overlay) = &mut *self.0.lock();
+        Ok(overlay.get_own(stores, store as usize, keys, text, limit_bytes as usize))
     }
 
     fn put_own(
         &mut self,
-        _: u32,
+        store: u32,
         entries: Vec<u32>,
         values: BinaryArray,
     ) -> Result<(), AccessError> {
-        for (&entry, value) in entries.iter().zip(values.iter().flatten()) {
-            self.entries.insert(self.own[entry as usize].clone(), value.to_vec());
-        }
+        self.0.lock().1.put_own(store as usize, entries, values);
         Ok(())
     }
 

@@ -145,7 +145,9 @@ Exit codes: 0 nothing is wrong, or all of it was repaired; 1 findings, or it cou
     #[command(after_help = "Examples:
   anabranch bench --quick
   anabranch bench --job filter count ingest
-  anabranch bench --json > bench.json")]
+  anabranch bench --json > bench.json
+
+It starts hosts of its own: --url, --ca and --token-file mean nothing here.")]
     Bench(Bench),
     /// Print completions for a shell
     #[command(after_help = "Example:

@@ -40,10 +40,25 @@ pub fn run() -> Result<()> {
     let mut faults = Command::new(std::env::current_exe()?);
     let few = ["faults", "--runs", "20", "--flips", "11", "--seed", "1"];
     steps.run("faults", faults.args(few))?;
-    // Tiny sizes: that everything runs, not how fast.
-    let mut bench = Command::new(target().join("debug/anabranch"));
-    steps.run("bench", bench.args(["bench", "--quick"]).current_dir(root()))?;
+    benches(&mut steps)?;
     println!("xtask: all steps passed: {}", steps.summary());
+    Ok(())
+}
+
+/// All benchmarks at tiny sizes: that they run, not how fast.
+fn benches(steps: &mut Steps) -> Result<()> {
+    let replays = ["--records", "20000", "--workers", "1", "--job", "filter"];
+    for more in [&[][..], &replays] {
+        let mut bench = Command::new(target().join("debug/anabranch"));
+        steps.run("bench", bench.args(["bench", "--quick"]).args(more).current_dir(root()))?;
+    }
+    let mut peers = Command::new(std::env::current_exe()?);
+    steps.run("bench-peers", peers.args(["bench-peers", "--quick", "--system", "native"]))?;
+    // Run as tests, which criterion takes for once each.
+    for words in ["--bench parts", "--bench sandbox -- --quick"] {
+        let mut bench = cargo(&["test", "--workspace", "--features", "anabranch/native"]);
+        steps.run("cargo bench", bench.args(words.split(' ')))?;
+    }
     Ok(())
 }
 

@@ -79,11 +79,19 @@ fn main() -> ExitCode {
             }
         },
         ["guests"] => guests::build().map(drop),
-        ["bench-peers", "help" | "--help" | "-h"] => {
+        ["bench-peers", ref words @ ..]
+            if words.iter().any(|word| matches!(*word, "help" | "--help" | "-h")) =>
+        {
             println!("{}", peers::USAGE);
             return ExitCode::SUCCESS;
         }
-        ["bench-peers", ref words @ ..] => peers::run(words),
+        ["bench-peers", ref words @ ..] => match peers::Arguments::parse(words) {
+            Ok(arguments) => peers::run(&arguments, words),
+            Err(error) => {
+                eprintln!("xtask: {error:#}");
+                return ExitCode::from(2);
+            }
+        },
         ["help" | "--help" | "-h"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -20,6 +20,9 @@ const WORDS: [&str; 16] = [
     "weekend", "overseas", "damaged", "insured", "bulk", "gift", "pickup", "locker",
 ];
 
+/// Bytes of a block that is compressed, as in segments.
+const BLOCK_BYTES: usize = 64 << 10;
+
 /// How keys are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spread {
@@ -82,6 +85,18 @@ impl Generator {
             stream.into_inner()
         });
         written.expect("two columns of one length, into memory")
+    }
+
+    /// Bytes that the next `records` take in columns of keys and values, in blocks that are compressed one
+    /// by one: what a log of them cannot do without.
+    pub fn compressed_bytes(&mut self, records: usize) -> usize {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for _ in 0..records {
+            write!(keys, "k{:07}", self.key()).expect("memory takes everything");
+            self.value(&mut values);
+        }
+        let blocks = keys.chunks(BLOCK_BYTES).chain(values.chunks(BLOCK_BYTES));
+        blocks.map(|block| lz4_flex::block::compress(block).len()).sum()
     }
 
     fn key(&self) -> u64 {

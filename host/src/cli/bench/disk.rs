@@ -12,6 +12,47 @@ use super::report::median;
 use crate::cli::client::Error;
 use crate::clock::SharedClock;
 
+/// Where data lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// The file system's type, as the kernel names it.
+    pub filesystem: String,
+    /// Whether it keeps nothing on a disk.
+    pub in_memory: bool,
+}
+
+impl Default for Volume {
+    fn default() -> Self {
+        Self { filesystem: "an unknown file system".to_owned(), in_memory: false }
+    }
+}
+
+impl Volume {
+    /// The one that `dir` is on.
+    pub fn of(dir: &Path) -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        Self::among(&mounts, &dir)
+    }
+
+    /// The same by the lines of `/proc/self/mounts`: the longest path that leads to `dir`, of the same
+    /// paths the last.
+    fn among(mounts: &str, dir: &Path) -> Self {
+        let mount = |line: &str| {
+            let mut words = line.split(' ').skip(1);
+            // Blanks within a path are written so.
+            let path = words.next()?.replace("\\040", " ");
+            let filesystem = words.next()?.to_owned();
+            dir.starts_with(&path).then_some((path.len(), filesystem))
+        };
+        let found = mounts.lines().filter_map(mount).max_by_key(|(length, _)| *length);
+        found.map_or_else(Self::default, |(_, filesystem)| {
+            let in_memory = matches!(filesystem.as_str(), "tmpfs" | "ramfs");
+            Self { filesystem, in_memory }
+        })
+    }
+}
+
 /// Between two probes: few enough to be no load.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes that a probe appends.
@@ -52,5 +93,24 @@ impl DiskProbe {
         let millis = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let millis = millis.map_err(|error| Error::Failed(format!("the disk's probe: {error}")))?;
         Ok(median(&millis))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_on_the_nearest_mount_above_it() {
+        let mounts =
+            "/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/vdb /tmp/a\\040b xfs rw 0 0\n";
+        let on = |dir: &str| {
+            let volume = Volume::among(mounts, Path::new(dir));
+            (volume.filesystem, volume.in_memory)
+        };
+        assert_eq!(on("/srv/data"), ("ext4".to_owned(), false));
+        assert_eq!(on("/tmp/data"), ("tmpfs".to_owned(), true));
+        assert_eq!(on("/tmp/a b/data"), ("xfs".to_owned(), false));
+        assert_eq!(Volume::among("", Path::new("/")), Volume::default());
     }
 }

@@ -1,10 +1,10 @@
 //! A host of the benchmark's own: the same program, run as `serve` in a directory that goes away.
 //!
 //! **Invariant:** neither hosts nor the directory outlive the benchmark, however it ends short of a
-//! SIGKILL: by itself, by an error, by Ctrl-C or SIGTERM, or because its time is over.
+//! SIGKILL: by itself, by an error, by Ctrl-C, SIGTERM or SIGHUP, or because its time is over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -22,11 +22,21 @@ use crate::clock::SharedClock;
 /// How long a host may take to stop before it is killed.
 const GOODBYE: Duration = Duration::from_secs(30);
 
+/// How long a benchmark that was told to end may take to print what it has.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How long an error may be ahead of the signal that caused it: a terminal tells hosts, too.
+const SIGNAL_DELAY: Duration = Duration::from_millis(200);
+
+/// Why a benchmark was told to end, and with which exit code.
+type End = (String, i32);
+
 /// Where hosts live, and who runs.
 #[derive(Clone)]
 pub struct Workshop {
     dir: Arc<TempDir>,
     pids: Arc<Mutex<BTreeSet<i32>>>,
+    end: Arc<Mutex<Option<End>>>,
     /// For what is timed.
     pub clock: SharedClock,
 }
@@ -43,27 +53,43 @@ impl Workshop {
             let parent = parent.display();
             Error::Failed(format!("no directory below {parent}: {error}; name another with --dir"))
         })?;
-        let workshop = Self { dir: Arc::new(dir), pids: Arc::default(), clock };
+        let workshop =
+            Self { dir: Arc::new(dir), pids: Arc::default(), end: Arc::default(), clock };
         let (path, pids) = (workshop.dir.path().to_owned(), Arc::clone(&workshop.pids));
+        let (end, (ready, is_ready)) = (Arc::clone(&workshop.end), std::sync::mpsc::channel());
         let watch = move || {
-            let Some((reason, code)) = wait_for_end(limit) else { return };
-            for pid in pids.lock().iter().copied().filter_map(Pid::from_raw) {
-                // It may have ended by itself.
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            // Files may still appear while the hosts end.
-            for _ in 0..50 {
-                if std::fs::remove_dir_all(&path).is_ok() || !path.exists() {
-                    break;
+            let Some((reason, code)) = wait_for_end(limit, ready) else { return };
+            *end.lock() = Some((reason.clone(), code));
+            let end_hosts = || {
+                for pid in pids.lock().iter().copied().filter_map(Pid::from_raw) {
+                    // It may have ended by itself.
+                    let _ = kill_process(pid, Signal::KILL);
                 }
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            eprintln!("anabranch: {reason}; its host is ended and its directory removed");
-            std::process::exit(code);
+            };
+            end_hosts();
+            // Whoever measures notices, prints what there is and ends the process.
+            std::thread::sleep(LAST_WORDS);
+            end_hosts();
+            remove(&path);
+            leave(&reason, code);
         };
         let thread = std::thread::Builder::new().name("bench-watch".to_owned()).spawn(watch);
         thread.map_err(|error| Error::Failed(format!("no thread: {error}")))?;
+        // An error of the thread's shows as a channel that closes: then signals do as they always do.
+        let _ = is_ready.recv();
         Ok(workshop)
+    }
+
+    /// Ends the process if the benchmark was told to end; `failed` says that something went wrong, of
+    /// which that may be the cause.
+    pub fn close(&self, failed: bool) {
+        if failed {
+            std::thread::sleep(SIGNAL_DELAY);
+        }
+        if let Some((reason, code)) = self.end.lock().take() {
+            remove(self.dir());
+            leave(&reason, code);
+        }
     }
 
     /// The directory.
@@ -141,20 +167,43 @@ impl Workshop {
     }
 }
 
-/// Waits for Ctrl-C, SIGTERM or the end of `limit`; says which, with the exit code.
-fn wait_for_end(limit: Duration) -> Option<(String, i32)> {
+/// Waits for a signal or the end of `limit`; says which, with the exit code. Tells `ready` once no signal
+/// is missed.
+fn wait_for_end(limit: Duration, ready: std::sync::mpsc::Sender<()>) -> Option<End> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt()).ok()?;
         let mut terminate = signal(SignalKind::terminate()).ok()?;
+        let mut hang_up = signal(SignalKind::hangup()).ok()?;
+        ready.send(()).ok()?;
         tokio::select! {
             _ = interrupt.recv() => Some(("the benchmark was interrupted".to_owned(), 130)),
             _ = terminate.recv() => Some(("the benchmark was ended".to_owned(), 143)),
+            _ = hang_up.recv() => Some(("the benchmark's terminal is gone".to_owned(), 129)),
             () = tokio::time::sleep(limit) => {
                 Some((format!("the benchmark took longer than {} s", limit.as_secs()), 1))
             }
         }
     })
+}
+
+/// Removes a directory in which files may still appear while hosts end.
+fn remove(dir: &Path) {
+    for _ in 0..50 {
+        if std::fs::remove_dir_all(dir).is_ok() || !dir.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn leave(reason: &str, code: i32) -> ! {
+    // There may be no terminal any more.
+    let _ = writeln!(
+        std::io::stderr(),
+        "anabranch: {reason}; its hosts are ended and its directory removed"
+    );
+    std::process::exit(code)
 }
 
 /// A host that runs.

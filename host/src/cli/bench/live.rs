@@ -11,7 +11,7 @@ use super::disk::DiskProbe;
 use super::host::Host;
 use super::jobs::job;
 use super::report::{Bar, Report, Row, median, percentile};
-use super::traffic::{Seen, Traffic};
+use super::traffic::{Seen, Traffic, Witnesses};
 use crate::cli::client::Error;
 use crate::cli::commands::{deployment, topic};
 
@@ -21,8 +21,11 @@ const PLAIN: Shape = Shape { record_bytes: 100, keys: 100_000, spread: Spread::U
 const INGEST_RECORDS: usize = 10_000;
 /// Longest time of one swap.
 const SWAP_LIMIT: Duration = Duration::from_secs(300);
-/// What is looked at before and after the moment at which a swap's new generation was seen live.
-const FLIP_US: (u64, u64) = (1_000_000, 500_000);
+/// What is looked at of a swap: from when it was asked for until so long after its generation was seen live.
+const AFTERWARDS_US: u64 = 500_000;
+/// What differs by less between little and much history is the same: medians of spans without any swap
+/// differ by as much from one minute to the next.
+const SAME_MS: f64 = 10.0;
 
 impl Bench<'_> {
     /// Bar 4: records a second that producers on the same cores have made durable.
@@ -100,7 +103,7 @@ impl Bench<'_> {
         let (probe, from_us) = (DiskProbe::start(self.workshop.dir(), clock), traffic.now_us());
         self.let_run(&traffic, "latency at 5,000 records/s", self.sized(30.0, 0.5))?;
         let sync_ms = probe.stop()?;
-        let (_, followed) = traffic.stop()?;
+        let followed = traffic.stop()?.follower;
         let window_us = self.sized(5_000_000, 500_000);
         let mut windows: Vec<Vec<f64>> = Vec::new();
         for seen in followed.iter().filter(|seen| seen.due_us >= from_us) {
@@ -117,6 +120,8 @@ impl Bench<'_> {
             report.bars.push(Bar::at_most("5", &format!("latency/{name}"), row.median, goal, "ms"));
             report.rows.push(row);
         }
+        let longest = windows.iter().map(|latencies| percentile(latencies, 1.0)).collect();
+        report.rows.push(Row::new("latency", "longest", "ms", self.workers(), longest));
         report.rows.push(Row::new("latency", "fdatasync", "ms", self.workers(), vec![sync_ms]));
         host.discard();
         Ok(())
@@ -129,24 +134,25 @@ impl Bench<'_> {
             let host = self.workshop.start("swaps", &[])?;
             let swaps = self.swap_under_traffic(&host, records)?;
             let name = format!("swap-{}k", records / 1_000);
+            let goal = (5.0 * swaps.sync_ms).max(20.0);
+            let what = format!("{name}/excess gap");
+            report.bars.push(Bar::at_most("6", &what, swaps.excess_ms(longest), goal, "ms"));
+            typical.push(swaps.excess_ms(median));
+            if let [little, much] = typical[..] {
+                let what = "swap/typical excess gap, much history against little";
+                let apart = (much - little).abs();
+                report.bars.push(Bar::at_most("6", what, apart, SAME_MS, "ms"));
+            }
             let mut row = |measure: &str, runs: Vec<f64>| {
                 report.rows.push(Row::new(&name, measure, "ms", self.workers(), runs));
             };
-            let goal = (5.0 * swaps.sync_ms).max(20.0);
-            let longest = |gaps: &[f64]| gaps.iter().copied().fold(0.0, f64::max);
-            let excess = longest(&swaps.follower).max(longest(&swaps.producer)) - swaps.without_ms;
-            typical.push(median(&swaps.follower).max(median(&swaps.producer)));
-            row("longest gap, follower", swaps.follower);
-            row("longest gap, producer", swaps.producer);
-            row("longest gap without a swap", swaps.without);
+            row("longest gap, follower", swaps.during.follower);
+            row("longest gap, producer", swaps.during.producer);
+            row("without a swap, follower", swaps.without.follower);
+            row("without a swap, producer", swaps.without.producer);
+            row("swap", swaps.took);
             row("pause", swaps.pauses);
             row("fdatasync", vec![swaps.sync_ms]);
-            let what = format!("{name}/excess gap");
-            report.bars.push(Bar::at_most("6", &what, excess.max(0.0), goal, "ms"));
-            if let [little, much] = typical[..] {
-                let what = "swap/gap with much history beyond that with little";
-                report.bars.push(Bar::at_most("6", what, (much - little).max(0.0), goal, "ms"));
-            }
             host.discard();
         }
         Ok(())
@@ -161,56 +167,49 @@ impl Bench<'_> {
         let traffic = Traffic::start(host.client(), clock, "in", "live-out", rate)?;
         let probe = DiskProbe::start(self.workshop.dir(), clock);
         self.let_run(&traffic, "swaps: warming up", self.sized(2.0, 0.2))?;
-        let quiet_from = traffic.now_us();
-        let (count, window) = (self.sized(30, 2), FLIP_US.0 + FLIP_US.1);
-        // As long as is looked at around each flip, as often.
-        let quiet = count as f64 * window as f64 / 1e6;
-        self.let_run(&traffic, "swaps: without a swap", self.sized(quiet, 0.5))?;
-        let quiet_to = traffic.now_us();
+        let count = self.sized(30, 2);
         let digest = filter.push(host.client(), &self.plugins)?;
         let bar = self.bar(&format!("swaps over {records} records"), count);
-        let (mut live_us, mut pauses) = (Vec::new(), Vec::new());
+        let (mut spans, mut took, mut pauses) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..count {
             let request = json!({"plugin": digest, "from": "earliest", "approve": "auto"});
-            let started = self.begin_swap(host, &request)?;
+            let (started, from_us) = self.begin_swap(host, &request)?;
             pauses.push(self.await_swap(host, &started["generation"])?);
-            live_us.push(traffic.now_us());
-            // So that what is looked at around the next flip is of that swap alone.
-            self.let_run(&traffic, "", self.sized(window as f64 / 1e6, 0.5))?;
+            let live_us = traffic.now_us();
+            took.push((live_us - from_us) as f64 / 1e3);
+            spans.push((from_us, live_us + AFTERWARDS_US));
+            // So that what is looked at of the next swap is that swap's alone.
+            self.let_run(&traffic, "", 2.0 * AFTERWARDS_US as f64 / 1e6)?;
             bar.inc(1);
         }
         bar.finish_and_clear();
+        // As often, for as long as a swap took.
+        let span_us = median(&took) as u64 * 1_000 + AFTERWARDS_US;
+        let quiet_from = traffic.now_us();
+        let seconds = count as f64 * span_us as f64 / 1e6;
+        self.let_run(&traffic, "swaps: without a swap", seconds)?;
+        let starts = (0..count).map(|span| quiet_from + span * span_us);
+        let quiet: Vec<_> = starts.map(|from| (from, from + span_us)).collect();
         let sync_ms = probe.stop()?;
-        let (acknowledged, followed) = traffic.stop()?;
-        let around = |seen: &[Seen]| -> Vec<f64> {
-            let from = |at: u64| quiet_from.max(at - FLIP_US.0);
-            live_us.iter().map(|&at| longest_gap_ms(seen, from(at), at + FLIP_US.1)).collect()
-        };
-        let quiet = |seen: &[Seen]| -> Vec<f64> {
-            let spans = ((quiet_to - quiet_from) / window).max(1);
-            let starts = (0..spans).map(|span| quiet_from + span * window);
-            starts.map(|from| longest_gap_ms(seen, from, from + window)).collect()
-        };
-        let (follower, producer) = (around(&followed), around(&acknowledged));
-        let (quiet_follower, quiet_producer) = (quiet(&followed), quiet(&acknowledged));
-        let without_ms = median(&quiet_follower).max(median(&quiet_producer));
-        let without = quiet_follower.into_iter().zip(quiet_producer);
-        let without = without.map(|(followed, produced)| f64::max(followed, produced)).collect();
-        Ok(Swaps { follower, producer, without, without_ms, pauses, sync_ms })
+        let seen = traffic.stop()?;
+        let (during, without) = (Gaps::within(&seen, &spans), Gaps::within(&seen, &quiet));
+        Ok(Swaps { during, without, took, pauses, sync_ms })
     }
 
-    /// Asks for a swap, again while the host is still busy with the end of the one before.
-    fn begin_swap(&self, host: &Host, request: &Value) -> Result<Value, Error> {
+    /// Asks for a swap, again while the host is still busy with the end of the one before. Returns its
+    /// answer and when it was asked, in microseconds of the clock.
+    fn begin_swap(&self, host: &Host, request: &Value) -> Result<(Value, u64), Error> {
         let (path, body) = (deployment("live", "/swap"), request.to_string());
         let begun = self.workshop.clock.monotonic();
         loop {
+            let asked_us = self.workshop.clock.monotonic().as_micros() as u64;
             match host.client().post(&path, "application/json", body.as_bytes()) {
                 Err(Error::Refused { status: 409, .. })
                     if self.workshop.clock.monotonic() - begun < SWAP_LIMIT =>
                 {
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                result => return result,
+                result => return Ok((result?, asked_us)),
             }
         }
     }
@@ -253,16 +252,47 @@ impl Bench<'_> {
     }
 }
 
-/// What swaps did, a value each, in milliseconds.
-struct Swaps {
+/// The longest gap that was seen in each of some spans of time, in milliseconds.
+struct Gaps {
     follower: Vec<f64>,
+    /// Of the producer whose gap is longest.
     producer: Vec<f64>,
-    /// Of each span without a swap, a follower's or a producer's, whichever is longer.
-    without: Vec<f64>,
-    /// What the longest is compared with: the median of spans without a swap.
-    without_ms: f64,
+}
+
+impl Gaps {
+    fn within(seen: &Witnesses, spans: &[(u64, u64)]) -> Self {
+        let gap = |seen: &Vec<Seen>, span: &(u64, u64)| longest_gap_ms(seen, span.0, span.1);
+        let producer = |span| seen.producers.iter().map(|seen| gap(seen, span)).fold(0.0, f64::max);
+        Self {
+            follower: spans.iter().map(|span| gap(&seen.follower, span)).collect(),
+            producer: spans.iter().map(producer).collect(),
+        }
+    }
+}
+
+/// What swaps did.
+struct Swaps {
+    during: Gaps,
+    without: Gaps,
+    /// How long each took, in milliseconds.
+    took: Vec<f64>,
+    /// How long each held the live tasks, in milliseconds.
     pauses: Vec<f64>,
     sync_ms: f64,
+}
+
+impl Swaps {
+    /// What `pick` takes of the gaps during swaps, beyond the median without one: a follower's or a
+    /// producer's, whichever is more.
+    fn excess_ms(&self, pick: fn(&[f64]) -> f64) -> f64 {
+        let excess = |during: &[f64], without: &[f64]| pick(during) - median(without);
+        let follower = excess(&self.during.follower, &self.without.follower);
+        follower.max(excess(&self.during.producer, &self.without.producer)).max(0.0)
+    }
+}
+
+fn longest(gaps: &[f64]) -> f64 {
+    percentile(gaps, 1.0)
 }
 
 /// The longest time between two of `seen`, which are in order, within a span of time; from its

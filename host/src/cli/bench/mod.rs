@@ -26,6 +26,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use self::data::{Shape, Spread};
+use self::disk::Volume;
 use self::host::Workshop;
 use self::jobs::{JOBS, Job};
 use self::replay::Replays;
@@ -54,15 +55,17 @@ pub fn run(context: &Context, args: &args::Bench) -> Result<(), Error> {
         let known = known.join(", ");
         return Err(Error::Usage(format!("--job {unknown}: there is none; there are {known}")));
     }
+    let replayed = |name: &str| JOBS.iter().any(|job| job.name == name);
+    if args.records.is_some()
+        && let Some(other) = args.job.iter().find(|name| !replayed(name))
+    {
+        let message =
+            format!("--job {other}: with --records only jobs are replayed; leave one out");
+        return Err(Error::Usage(message));
+    }
     let bench = Bench::open(context, args)?;
     let wanted = |name: &str| args.job.is_empty() || args.job.iter().any(|job| job == name);
-    let mut report = Report::default();
-    let done = bench.measure(&wanted, &mut report);
-    // What was measured before something failed is worth having.
-    if !report.rows.is_empty() {
-        context.print(&report.json(), || report.text())?;
-    }
-    done
+    bench.report(|bench, report| bench.measure(&wanted, report))
 }
 
 /// Where the plugins are.
@@ -99,6 +102,23 @@ impl<'a> Bench<'a> {
             records: args.records,
             replay_workers: args.workers.map_or_else(cores, |workers| workers as usize),
         })
+    }
+
+    /// Measures, and prints what came of it: also what was measured before something failed, or before
+    /// the benchmark was told to end, which ends the process.
+    fn report(
+        self,
+        measure: impl FnOnce(&Self, &mut Report) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let volume = Volume::of(self.workshop.dir());
+        let mut report = Report { volume, unsealed: self.quick, ..Report::default() };
+        let done = measure(&self, &mut report);
+        let printed = match report.rows.is_empty() {
+            true => Ok(()),
+            false => self.context.print(&report.json(), || report.text()),
+        };
+        self.workshop.close(done.is_err());
+        done.and(printed)
     }
 
     /// Everything that is wanted.

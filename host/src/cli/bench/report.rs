@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::disk::Volume;
 use crate::cli::print::{count, size, table};
 
 /// A figure: the median of several runs.
@@ -75,18 +76,43 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// Goals.
     pub bars: Vec<Bar>,
+    /// Where the data lay.
+    pub volume: Volume,
+    /// Whether histories were too small to be sealed into files.
+    pub unsealed: bool,
 }
 
 impl Report {
+    fn durability(&self) -> String {
+        let Volume { filesystem, in_memory } = &self.volume;
+        match in_memory {
+            true => format!(
+                "none: data on {filesystem}, which is memory; name a directory on a disk with --dir"
+            ),
+            false => format!(
+                "every commit is synced (fdatasync) before it is acknowledged or seen; data on {filesystem}"
+            ),
+        }
+    }
+
+    fn cache(&self) -> &'static str {
+        match self.unsealed {
+            true => "warm: histories are small and in the host's memory, plugins are compiled",
+            false => {
+                "warm: histories were just written and sealed into files, and replayed once before what counts; plugins are compiled"
+            }
+        }
+    }
+
     /// The report as one JSON document.
     pub fn json(&self) -> Value {
         json!({
             "machine": machine(),
             "command": command(),
-            "commit": commit(),
+            "commit": COMMIT,
             "build": build(),
-            "durability": DURABILITY,
-            "cache": CACHE,
+            "durability": self.durability(),
+            "cache": self.cache(),
             "rows": self.rows,
             "bars": self.bars,
         })
@@ -95,11 +121,12 @@ impl Report {
     /// The report for people.
     pub fn text(&self) -> String {
         let mut text = format!(
-            "machine     {}\ncommand     {}\ncommit      {}, {}\ndurability  {DURABILITY}\ncache       {CACHE}\n\n",
+            "machine     {}\ncommand     {}\ncommit      {COMMIT}, {}\ndurability  {}\ncache       {}\n\n",
             machine(),
             command(),
-            commit(),
             build(),
+            self.durability(),
+            self.cache(),
         );
         let rows: Vec<Vec<String>> = self.rows.iter().map(row).collect();
         text += &table(
@@ -125,9 +152,8 @@ impl Report {
     }
 }
 
-const DURABILITY: &str = "every commit is synced (fdatasync) before it is acknowledged or seen";
-const CACHE: &str =
-    "warm: histories are sealed into files and in the page cache, plugins are compiled";
+/// The commit that the program was built from.
+const COMMIT: &str = env!("ANABRANCH_COMMIT");
 
 fn row(row: &Row) -> Vec<String> {
     let edge =
@@ -209,22 +235,6 @@ fn command() -> String {
     words.join(" ")
 }
 
-/// The commit that the program was built from, if the build said so (`ANABRANCH_COMMIT`); else what
-/// the repository around the program has checked out; else `unknown`.
-fn commit() -> String {
-    if let Some(commit) = option_env!("ANABRANCH_COMMIT") {
-        return commit.to_owned();
-    }
-    let describe = || {
-        let program = std::env::current_exe().ok()?;
-        let mut git = std::process::Command::new("git");
-        git.arg("-C").arg(program.parent()?).args(["describe", "--always", "--dirty"]);
-        let out = git.output().ok().filter(|out| out.status.success())?;
-        Some(String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    };
-    describe().filter(|text| !text.is_empty()).unwrap_or_else(|| "unknown".to_owned())
-}
-
 /// Which build this is: figures of others than release builds mean little.
 fn build() -> &'static str {
     if cfg!(debug_assertions) { "a debug build: figures mean little" } else { "a release build" }
@@ -259,6 +269,7 @@ mod tests {
         let report = Report {
             rows: vec![Row::new("filter", "replay", "records/s", 2, vec![1.0, 3.0, 2.0])],
             bars: vec![Bar::at_least("1", "sandbox/filter", 0.88, 0.85, "ratio")],
+            ..Report::default()
         };
         let json = report.json();
         for field in ["machine", "command", "commit", "durability", "cache"] {

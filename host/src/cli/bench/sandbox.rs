@@ -30,16 +30,15 @@ pub fn run(
     args: &super::args::Bench,
     calls: Vec<SandboxCall>,
 ) -> Result<(), Error> {
-    let bench = Bench::open(context, args)?;
-    let mut report = Report::default();
-    bench.measure_pipelines(&mut report)?;
-    for call in calls {
-        for (label, ns) in [("in the sandbox", call.guest_ns), ("natively", call.native_ns)] {
-            let job = format!("{}, {label}", call.job);
-            report.rows.push(Row::new(&job, "call", "ns/record", 1, ns));
+    Bench::open(context, args)?.report(|bench, report| {
+        for call in calls {
+            for (label, ns) in [("in the sandbox", call.guest_ns), ("natively", call.native_ns)] {
+                let job = format!("{}, {label}", call.job);
+                report.rows.push(Row::new(&job, "call", "ns/record", 1, ns));
+            }
         }
-    }
-    context.print(&report.json(), || report.text())
+        bench.measure_pipelines(report)
+    })
 }
 
 impl Bench<'_> {

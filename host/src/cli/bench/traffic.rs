@@ -21,6 +21,9 @@ const PRODUCERS: u64 = 4;
 /// Time between requests.
 const TICK: Duration = Duration::from_millis(4);
 
+/// How long the follower may take to see what was acknowledged last.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Something that was seen: when, and when it was due, in microseconds of the clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
@@ -35,11 +38,21 @@ type Log = Arc<Mutex<Vec<Seen>>>;
 /// Traffic that runs until it is stopped.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
-    producers: Vec<JoinHandle<Result<(), Error>>>,
+    /// Each with what it had acknowledged, a request each.
+    producers: Vec<JoinHandle<Result<Vec<Seen>, Error>>>,
+    /// Records of a request.
+    each: u64,
     follower: JoinHandle<Result<(), Error>>,
-    acknowledged: Log,
     followed: Log,
     clock: SharedClock,
+}
+
+/// What was seen of traffic, in the order of time.
+pub struct Witnesses {
+    /// By producer, what it had acknowledged: one a request.
+    pub producers: Vec<Vec<Seen>>,
+    /// What the follower saw: one a record.
+    pub follower: Vec<Seen>,
 }
 
 impl Traffic {
@@ -55,7 +68,7 @@ impl Traffic {
         output: &str,
         rate: u64,
     ) -> Result<Self, Error> {
-        let (acknowledged, followed) = (Log::default(), Log::default());
+        let followed = Log::default();
         let follower = {
             let (clock, log) = (Arc::clone(clock), Arc::clone(&followed));
             let path = topic(output, "/partitions/0/records");
@@ -72,10 +85,10 @@ impl Traffic {
         let tick = Duration::from_secs_f64(each as f64 / rate as f64);
         let producer = |_| {
             let (client, clock) = (client.clone(), Arc::clone(clock));
-            let (stop, next, log) =
-                (Arc::clone(&stop), Arc::clone(&next), Arc::clone(&acknowledged));
+            let (stop, next) = (Arc::clone(&stop), Arc::clone(&next));
             let path = topic(input, "/records");
             std::thread::spawn(move || {
+                let mut acknowledged = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let due = start + tick * u32::try_from(number).unwrap_or(u32::MAX);
@@ -83,14 +96,15 @@ impl Traffic {
                     let due_us = due.as_micros() as u64;
                     let body = records(number * each, each, due_us);
                     client.post(&path, "application/x-ndjson", &body)?;
-                    log.lock().push(Seen { at_us: clock.monotonic().as_micros() as u64, due_us });
+                    let at_us = clock.monotonic().as_micros() as u64;
+                    acknowledged.push(Seen { at_us, due_us });
                 }
-                Ok(())
+                Ok(acknowledged)
             })
         };
         let producers = (0..PRODUCERS).map(producer).collect();
         let clock = Arc::clone(clock);
-        Ok(Self { stop, producers, follower, acknowledged, followed, clock })
+        Ok(Self { stop, producers, each, follower, followed, clock })
     }
 
     /// The clock's time in microseconds.
@@ -103,26 +117,39 @@ impl Traffic {
         self.follower.is_finished() || self.producers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Stops producing, and returns what producers had acknowledged (one a request) and what the
-    /// follower saw (one a record), each in the order of time.
+    /// Stops producing, waits until the follower has all that was acknowledged, and returns what either
+    /// saw.
     ///
     /// # Errors
-    /// What made a producer or the follower end before.
-    pub fn stop(self) -> Result<(Vec<Seen>, Vec<Seen>), Error> {
+    /// What made a producer or the follower end before; when the follower misses records or has too many.
+    pub fn stop(self) -> Result<Witnesses, Error> {
         self.stop.store(true, Ordering::Relaxed);
+        let mut producers = Vec::new();
         for producer in self.producers {
-            producer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            producers
+                .push(producer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
-        // What was acknowledged last is on its way to the follower.
-        std::thread::sleep(Duration::from_millis(200));
+        let acknowledged = producers.iter().map(Vec::len).sum::<usize>() as u64 * self.each;
+        let stopped = self.clock.monotonic();
+        let has = || self.followed.lock().len() as u64;
+        while has() < acknowledged
+            && self.clock.monotonic() - stopped < PATIENCE
+            && !self.follower.is_finished()
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         if self.follower.is_finished() {
             self.follower.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             return Err(Error::Failed("the stream of the output ended".to_owned()));
         }
-        let mut acknowledged = std::mem::take(&mut *self.acknowledged.lock());
-        acknowledged.sort_by_key(|seen| seen.at_us);
-        let followed = std::mem::take(&mut *self.followed.lock());
-        Ok((acknowledged, followed))
+        let followed = has();
+        if followed != acknowledged {
+            let message =
+                format!("{acknowledged} records were acknowledged, the follower has {followed}");
+            return Err(Error::Failed(message));
+        }
+        let follower = std::mem::take(&mut *self.followed.lock());
+        Ok(Witnesses { producers, follower })
     }
 }
 

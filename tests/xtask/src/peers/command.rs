@@ -76,15 +76,14 @@ struct Systems {
     fluvio: Option<Fluvio>,
 }
 
-/// Runs the command with the words after its name.
+/// Runs the command that was typed with these `words` after its name.
 ///
 /// # Errors
-/// What is not understood, not installed, or did not work.
-pub fn run(words: &[&str]) -> Result<()> {
-    let arguments = Arguments::parse(words)?;
+/// What is not installed or did not work.
+pub fn run(arguments: &Arguments, words: &[&str]) -> Result<()> {
     let command = format!("cargo xtask bench-peers {}", words.join(" "));
     let shop = Shop::open()?;
-    let rows = measure(&shop, &arguments)?;
+    let rows = measure(&shop, arguments)?;
     std::fs::remove_dir_all(&shop.run)?;
     if arguments.json {
         println!("{:#}", json(&rows, command.trim_end()));
@@ -136,6 +135,15 @@ fn measure(shop: &Shop, arguments: &Arguments) -> Result<Vec<Row>> {
             *took = run.elapsed();
             shop.say(&format!("{:<20}{:<20}{:>10.0} K/s", system.name(), job.name(), rate / 1e3));
             rows[first + at].runs.push(rate);
+        }
+    }
+    if first > 0 && arguments.rounds > 1 {
+        // Before the others and after them, as the machine is not the same all the time.
+        drop(systems);
+        shop.say("anabranch bench replays again");
+        let again = anabranch::rows(shop, &arguments.jobs, arguments.records)?;
+        for (row, again) in rows.iter_mut().zip(again) {
+            row.runs.extend(again.runs);
         }
     }
     Ok(rows)

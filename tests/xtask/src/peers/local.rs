@@ -18,6 +18,9 @@ const NEEDS_PYTHON: &str = "Bytewax 0.21 needs Python 3.8 to 3.12 with venv and 
 /// Records that Bytewax has in memory; more are these again.
 const HELD: u64 = 1_000_000;
 
+/// As eagerly as guests are inlined (.cargo/config.toml).
+const INLINED: &str = "-C llvm-args=-inline-threshold=1000";
+
 /// How long a build or a download may take.
 const BUILD: Duration = Duration::from_secs(1800);
 
@@ -33,7 +36,7 @@ impl Native {
     /// # Errors
     /// When cargo fails.
     pub fn open(shop: &Shop) -> Result<Self> {
-        cargo(shop, "native", &["build", "--release"])?;
+        cargo(shop, "native", &["build", "--release"], &[("RUSTFLAGS", INLINED)])?;
         Ok(Self(shop.dir.join("cargo/release/native")))
     }
 
@@ -111,10 +114,10 @@ impl Fluvio {
         const TARGET: &str = "wasm32-unknown-unknown";
         shop.say("cargo builds fluvio-smartengine; the first time that takes ten minutes");
         let module = ["build", "--package", "peers-fluvio-module", "--profile", "guest"];
-        cargo(shop, "fluvio", &[&module[..], &["--target", TARGET]].concat()).context(
+        cargo(shop, "fluvio", &[&module[..], &["--target", TARGET]].concat(), &[]).context(
             "the compiler's WebAssembly target may be missing: `cargo xtask guests` brings it",
         )?;
-        cargo(shop, "fluvio", &["build", "--release"])?;
+        cargo(shop, "fluvio", &["build", "--release"], &[])?;
         let built = shop.dir.join("cargo");
         let module = built.join(TARGET).join("guest/filter.wasm");
         Ok(Self { program: built.join("release/fluvio"), module })
@@ -132,9 +135,15 @@ impl Fluvio {
 }
 
 /// Runs cargo on one of the workspaces of tests/peers.
-fn cargo(shop: &Shop, workspace: &str, arguments: &[&str]) -> Result<()> {
+fn cargo(
+    shop: &Shop,
+    workspace: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+) -> Result<()> {
     let mut cargo = tied(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(arguments).arg("--locked").env("CARGO_TARGET_DIR", shop.dir.join("cargo"));
+    cargo.envs(environment.iter().copied());
     cargo.current_dir(root().join("tests/peers").join(workspace));
     Child::start(&format!("cargo-{workspace}"), cargo, &shop.run)?.end(BUILD).map(drop)
 }

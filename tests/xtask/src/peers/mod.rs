@@ -15,5 +15,5 @@ mod jvm;
 mod local;
 mod report;
 
-pub use arguments::USAGE;
+pub use arguments::{Arguments, USAGE};
 pub use command::run;

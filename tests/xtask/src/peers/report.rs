@@ -28,27 +28,41 @@ impl Row {
         Self { system, job, runs }
     }
 
-    /// The median of the runs; of an even number, the lower one of the middle.
+    /// The median of the runs; of an even number, the mean of the two in the middle.
     pub fn median(&self) -> f64 {
         let mut runs = self.runs.clone();
         runs.sort_by(f64::total_cmp);
-        runs.get(runs.len().saturating_sub(1) / 2).copied().unwrap_or_default()
+        let last = runs.len().saturating_sub(1);
+        let at = |at: usize| runs.get(at).copied().unwrap_or_default();
+        (at(last / 2) + at(last.div_ceil(2))) / 2.0
+    }
+
+    /// What Anabranch does, and need not do where others do.
+    fn our_advantages(&self) -> &'static str {
+        match self.job {
+            Job::PassThrough => {
+                "from its own sealed segments; outputs and position exactly once, synced to disk; blocks of columns that come back unchanged are copied as they are, others compress again"
+            }
+            Job::Count | Job::CountRocksdb => {
+                "from its own sealed segments; outputs, state and position exactly once, synced to disk; values, which the count ignores, are not decompressed, others decompress all"
+            }
+            Job::Filter | Job::JsonMap => {
+                "from its own sealed segments; outputs and position exactly once, synced to disk"
+            }
+        }
     }
 
     /// What was measured, and what is unequal about it.
     fn measure(&self) -> (&'static str, &'static str) {
         match self.system {
-            System::Anabranch => (
-                "replay",
-                "from sealed segments; outputs, state and position exactly once, synced to disk",
-            ),
+            System::Anabranch => ("replay", self.our_advantages()),
             System::KafkaStreams => (
                 "replay",
-                "from a Kafka log; exactly once (v2), a commit a second; Kafka does not sync to disk before it confirms",
+                "from a Kafka log, another process over loopback; exactly once (v2), a commit a second; Kafka does not sync to disk before it confirms; no sandbox",
             ),
             System::Flink => (
                 "replay",
-                "from a Kafka log; exactly once, a checkpoint a second; Kafka does not sync to disk before it confirms",
+                "from a Kafka log, another process over loopback; exactly once, a checkpoint a second, not synced; Kafka does not sync to disk before it confirms; the count on a second thread; no sandbox",
             ),
             System::Bytewax => ("from memory", "no log, nothing written, nothing durable"),
             System::Fluvio => {
@@ -104,6 +118,8 @@ pub fn json(rows: &[Row], command: &str) -> Value {
             "name": bar.name,
             "value": bar.value,
             "goal": bar.goal,
+            "bound": "at least",
+            "unit": "ratio",
             "counts": bar.counts,
             "holds": bar.holds,
         })
@@ -189,8 +205,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_a_run() {
-        for (runs, median) in [(vec![3.0, 1.0, 2.0], 2.0), (vec![5.0, 4.0], 4.0), (vec![7.0], 7.0)]
+    fn the_median_lies_in_the_middle() {
+        for (runs, median) in [(vec![3.0, 1.0, 2.0], 2.0), (vec![5.0, 4.0], 4.5), (vec![7.0], 7.0)]
         {
             assert_eq!(Row::new(System::Flink, Job::Filter, runs).median(), median);
         }
