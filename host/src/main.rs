@@ -91,6 +91,7 @@ fn serve(args: &Serve, json: bool) -> anyhow::Result<()> {
     }
     config.http.insecure |= args.insecure;
     log_to_stderr(&config).with_context(|| format!("log level {:?}", config.log.level))?;
+    anabranch::storage::warn_of_tests();
     Ok(anabranch::server::serve(config, SystemClock::shared(), args.safe, json)?)
 }
 

@@ -91,7 +91,14 @@ fn a_wrong_content_type() {
     reply.refused(415, "unsupported_media_type", &says);
     let reply = host.send("PUT", "/v1/topics/u", "text/plain", b"{}");
     reply.refused(415, "unsupported_media_type", &["application/json"]);
+    let utf16 = "application/x-ndjson; charset=utf-16";
+    let reply = host.send("POST", "/v1/topics/t/records", utf16, b"{\"value\":1}");
+    reply.refused(415, "unsupported_media_type", &["utf-16", "in UTF-8"]);
+    let reply = host.send("PUT", "/v1/topics/u", "application/json", b" [2]");
+    reply.refused(400, "invalid_body", &["a JSON object is expected"]);
     assert_eq!(count(&host, "t"), 0);
+    let utf8 = "application/x-ndjson; charset=\"UTF-8\"";
+    host.send("POST", "/v1/topics/t/records", utf8, b"{\"value\":1}").ok();
 }
 
 #[test]
@@ -130,6 +137,12 @@ fn a_deployment_that_says_too_much() {
         request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         host.post("/v1/deployments/d/swap", &request)
     };
+    let mut beyond = spec("");
+    beyond["limits"] = json!({"deadline_ms": u64::MAX});
+    let says = ["[limits]", "deadline_ms is 18446744073709551615", "between 100 and 3600000"];
+    beyond["name"] = json!("e");
+    host.put("/v1/deployments/e", &beyond).refused(400, "invalid_limits", &says);
+    let says = ["[config] has 2097154 bytes", "limit is 1048576", "topic"];
     swap(json!({"config": long})).refused(400, "invalid_config", &says);
     swap(json!({"reason": long})).refused(400, "invalid_reason", &["2097152", "limit is 4096"]);
     assert_eq!(host.status("d")["generations"].as_array().unwrap().len(), 1);

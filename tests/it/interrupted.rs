@@ -272,7 +272,7 @@ fn two_at_once_on_one_directory_are_refused_but_for_one() {
     for (args, expected) in [
         (&["doctor"][..], 4),
         (&["doctor", "--repair", "--accept-loss"], 4),
-        (&["backup", source], 1),
+        (&["backup", source], 4),
         (&["restore", source], 4),
     ] {
         let (code, _, error) = offline(args, &data);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::support::{Client, Host, anabranch, lines, outcome, seed, wait_until};
+use crate::support::{Client, Host, anabranch, guest, lines, outcome, seed, wait_until};
 use crate::swap::{deploy, plain_tallies, records, stored_tallies, swap, wait_idle};
 
 /// A head that is sealed often, and copied when its catalogue changes or the host stops.
@@ -478,6 +478,8 @@ fn producers_are_refused_below_the_floor_of_free_space_and_taken_again_above_it(
     wait_until("producers are refused", || host.produce("in", &record).status == 503);
     let refused = host.produce("in", &record);
     refused.refused(503, "disk_full", &["must stay free", "make space", "storage.min_free_bytes"]);
+    let pushed = host.send("POST", "/v1/plugins", "application/wasm", &guest("fixture_echo"));
+    pushed.refused(503, "disk_full", &["must stay free", "make space"]);
     // Everything else goes on.
     let before = host.records("in", 0).len();
     assert!(before >= 1);

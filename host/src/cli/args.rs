@@ -176,13 +176,16 @@ pub struct CompilePlugin {
     /// Size of the result
     #[arg(long)]
     pub output_bytes: u64,
+    /// Process of the host, with which it ends
+    #[arg(long)]
+    pub host: i32,
 }
 
 impl CompilePlugin {
     /// Does the work, under its limits; returns the exit code.
     pub fn run(&self) -> u8 {
-        let Self { work, memory_bytes, cpu_seconds, output_bytes } = *self;
-        plugin::child(work, ChildLimits { memory_bytes, cpu_seconds, output_bytes })
+        let Self { work, memory_bytes, cpu_seconds, output_bytes, host } = *self;
+        plugin::child(work, ChildLimits { memory_bytes, cpu_seconds, output_bytes, host })
     }
 }
 
@@ -404,6 +407,13 @@ pub enum Plugin {
     #[command(after_help = "Example:
   anabranch plugin inspect sha256:…")]
     Inspect {
+        /// Its digest.
+        digest: String,
+    },
+    /// Delete a plugin that no generation runs
+    #[command(after_help = "Example:
+  anabranch plugin delete sha256:…")]
+    Delete {
         /// Its digest.
         digest: String,
     },

@@ -220,6 +220,11 @@ fn run_plugin(context: &Context, command: Plugin) -> Result<(), Error> {
             let plugin: Value = context.client.get(&path, &[])?;
             context.print(&plugin, || format!("{plugin:#}\n"))
         }
+        Plugin::Delete { digest } => {
+            context.client.delete(&format!("/v1/plugins/{}", segment(&digest)))?;
+            let gone = json!({"deleted": digest});
+            context.print(&gone, || format!("plugin {digest} is deleted\n"))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** a follower that loses its host goes on exactly after the last record it printed:
 //! each record of a partition is printed once, in order.
 
-use std::io::{BufReader, Write};
+use std::io::{BufReader, IsTerminal as _, Write};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::args::{Consume, RecordFormat};
 use super::client::{Client, Error};
 use super::commands::{Context, shaped, topic};
 use super::follow::{ServerEvent, next_event};
-use super::print::{cell, time};
+use super::print::{cell, time, visible};
 use crate::deployment::TopicStatus;
 
 /// Between two attempts to reach a host that went away, at first and at most.
@@ -40,6 +40,7 @@ pub fn run(context: &Context, args: &Consume) -> Result<(), Error> {
         out: std::io::BufWriter::new(std::io::stdout().lock()),
         format,
         text_values: status.format == "utf8",
+        terminal: std::io::stdout().is_terminal(),
         left: args.limit.unwrap_or(usize::MAX),
     };
     if format == RecordFormat::Table {
@@ -180,6 +181,8 @@ struct Printer<W> {
     format: RecordFormat,
     /// Whether values are text, to be printed without quotes.
     text_values: bool,
+    /// Whether values go to a terminal, which what is in them must not steer.
+    terminal: bool,
     left: usize,
 }
 
@@ -216,14 +219,16 @@ impl<W: Write> Printer<W> {
         };
         let value = text(shown.value, self.text_values);
         match self.format {
+            RecordFormat::Values if self.terminal => writeln!(self.out, "{}", visible(&value))?,
             RecordFormat::Values => writeln!(self.out, "{value}")?,
             _ => writeln!(
                 self.out,
-                "{:>4}  {:>10}  {:<24}  {:<16}  {value}",
+                "{:>4}  {:>10}  {:<24}  {:<16}  {}",
                 shown.partition,
                 shown.offset,
                 time(shown.timestamp),
-                text(shown.key, true)
+                visible(&text(shown.key, true)),
+                visible(&value)
             )?,
         }
         Ok(())
@@ -235,7 +240,8 @@ mod tests {
     use super::*;
 
     fn printed(format: RecordFormat, text_values: bool, line: &str) -> String {
-        let mut printer = Printer { out: Vec::new(), format, text_values, left: 1 };
+        let mut printer =
+            Printer { out: Vec::new(), format, text_values, terminal: false, left: 1 };
         printer.record(line).unwrap();
         printer.record(line).unwrap();
         String::from_utf8(printer.out).unwrap()
@@ -247,6 +253,10 @@ mod tests {
         assert_eq!(printed(RecordFormat::Records, false, line), format!("{line}\n"));
         assert_eq!(printed(RecordFormat::Values, false, line), "\"x\\ny\"\n");
         assert_eq!(printed(RecordFormat::Values, true, line), "x\ny\n");
+        let steering =
+            r#"{"key":"\u001b[1m","value":"\u202e","timestamp":0,"partition":1,"offset":7}"#;
+        let row = printed(RecordFormat::Table, true, steering);
+        assert!(row.ends_with("\\u{1b}[1m         \\u{202e}\n"), "{row}");
         let row = printed(RecordFormat::Table, false, line);
         assert_eq!(
             row,

@@ -1,10 +1,16 @@
 //! Tables and numbers, as people read them.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
+
+use crate::plugin::steers;
 
 /// A table: a line of headings, then the rows, in columns as wide as their widest cell. Columns whose
 /// cells are all numbers are set to the right.
 pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> =
+        rows.iter().map(|row| row.iter().map(|cell| visible(cell)).collect()).collect();
     let width = |text: &str| text.chars().count();
     let numeric =
         |text: &str| text.chars().all(|c| c.is_ascii_digit() || matches!(c, ',' | '.' | '-' | '%'));
@@ -31,10 +37,25 @@ pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
         out
     };
     let mut out = line(&mut headings.iter().copied());
-    for row in rows {
-        out.push_str(&line(&mut row.iter().map(String::as_str)));
+    for row in &rows {
+        out.push_str(&line(&mut row.iter().map(AsRef::as_ref)));
     }
     out
+}
+
+/// A text whose letters show themselves and do nothing else to a terminal: others are escaped.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::new();
+    for letter in text.chars() {
+        match steers(letter) {
+            true => out.extend(letter.escape_default()),
+            false => out.push(letter),
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// `1234567` as `1,234,567`.
@@ -97,6 +118,14 @@ mod tests {
         let rows = [vec!["a".into(), "1,000".into()], vec!["long".into(), "7".into()]];
         assert_eq!(table(&["NAME", "N"], &rows), "NAME      N\na     1,000\nlong      7\n");
         assert_eq!(table(&["NAME"], &[]), "NAME\n");
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_shown_escaped() {
+        let row = ["\u{1b}[31mred\u{202e}", "a\nb"].map(str::to_owned).to_vec();
+        let shown = table(&["A", "B"], &[row]);
+        assert!(shown.ends_with("\\u{1b}[31mred\\u{202e}  a\\nb\n"), "{shown}");
+        assert!(matches!(visible("größer"), Cow::Borrowed(_)));
     }
 
     #[test]

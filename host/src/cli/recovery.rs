@@ -18,7 +18,7 @@ use crate::deployment::{
     self, BackupStatus, Kind, Meter, Orders, Report, back_up, examine, restore,
 };
 use crate::log::{Log, LogConfig};
-use crate::storage::{FileSystem, OsFileSystem, Storage};
+use crate::storage::{self, FileSystem, OsFileSystem, Storage};
 
 /// Between two looks at how far something is.
 const POLL: Duration = Duration::from_millis(100);
@@ -131,7 +131,14 @@ fn offline(
         return Err(Error::Failed(message));
     }
     let open = |e: &dyn std::fmt::Display| Error::Failed(e.to_string());
-    let storage = Storage::open(data, &fs, &context.clock).map_err(|e| open(&e))?;
+    let storage = Storage::open(data, &fs, &context.clock).map_err(|e| match e {
+        storage::Error::Locked { .. } => Error::Refused {
+            status: 409,
+            detail: e.to_string(),
+            problem: json!({"code": "cannot_open", "detail": e.to_string()}),
+        },
+        _ => open(&e),
+    })?;
     let clock = Arc::clone(&context.clock);
     let log = Log::open(Arc::new(storage), Arc::clone(&fs), clock, LogConfig::default());
     let log = log.map_err(|e| open(&e))?;

@@ -25,7 +25,7 @@ pub fn run(context: &Context, command: Token) -> Result<(), Error> {
             };
             let asked =
                 json!({"name": name, "role": role, "topics": topics, "expires_in": expires});
-            let made = match opened(context, &offline)? {
+            let made = match opened(context, &offline, true)? {
                 Place::Host => {
                     let body = asked.to_string();
                     context.client.post("/v1/tokens", "application/json", body.as_bytes())?
@@ -51,7 +51,7 @@ pub fn run(context: &Context, command: Token) -> Result<(), Error> {
             context.print(&made, || format!("{}\n", token.token))
         }
         Token::List { offline } => {
-            let tokens: Value = match opened(context, &offline)? {
+            let tokens: Value = match opened(context, &offline, false)? {
                 Place::Host => context.client.get("/v1/tokens", &[])?,
                 Place::Directory(registry) => {
                     let tokens = json!(registry.tokens());
@@ -67,7 +67,7 @@ pub fn run(context: &Context, command: Token) -> Result<(), Error> {
         }
         Token::Revoke { id, offline } => {
             let path = format!("/v1/tokens/{}", segment(&id));
-            match opened(context, &offline)? {
+            match opened(context, &offline, false)? {
                 Place::Host => context.client.delete(&path)?,
                 Place::Directory(registry) => {
                     let revoke = |registry: &Registry| registry.revoke_token(&id);
@@ -97,8 +97,13 @@ enum Place {
     Directory(Registry),
 }
 
-fn opened(context: &Context, offline: &Offline) -> Result<Place, Error> {
+/// Opens what the command is for; `makes` says that a data directory is made where there is none.
+fn opened(context: &Context, offline: &Offline, makes: bool) -> Result<Place, Error> {
     let Some(dir) = &offline.data else { return Ok(Place::Host) };
+    if !makes && !dir.join("format").exists() {
+        let message = format!("{} is no data directory: name it with --data", dir.display());
+        return Err(Error::Failed(message));
+    }
     let config = offline.config.as_deref();
     let mut config =
         Config::load(config, std::env::vars()).map_err(|error| Error::Usage(error.to_string()))?;

@@ -15,11 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use super::backup::Meter;
 use super::exam::Exam;
-use super::head_copies::HEAD_COPY;
 use super::{Error, Kind};
 use crate::clock::Clock;
 use crate::log::{LogKind, Loss};
-use crate::storage::{self, FileSystem, finish_repair, repair_is_pending, replace_head};
+use crate::storage::{self, FileSystem, HEAD_COPY, finish_repair, repair_is_pending, replace_head};
 
 /// Something that is wrong, and the way out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,11 +11,11 @@ use super::TokenRecord;
 use super::backup::Meter;
 use super::doctor::{Finding, Report};
 use super::events::rfc3339;
-use super::head_copies::HEAD_COPY;
 use super::record::PluginRecord;
 use crate::log::{FileFault, Files, Image, NewHead, Repair};
 use crate::storage::{
-    self, AboutHead, Entries, Examined, FileSystem, Flaw, HeadExam, list_folder, read_head_copy,
+    self, AboutHead, Entries, Examined, FileSystem, Flaw, HEAD_COPY, HeadExam, list_folder,
+    read_head_copy,
 };
 
 /// What to do where a repair helps.

@@ -10,11 +10,9 @@ use std::time::Duration;
 
 use crate::clock::SharedClock;
 use crate::log::Log;
-use crate::storage::{AboutHead, FileSystem, write_head_copy};
+use crate::storage::{AboutHead, FileSystem, HEAD_COPY, write_head_copy};
 use crate::threads::{self, Condvar, JoinHandle, Mutex};
 
-/// The file, in the data directory.
-pub const HEAD_COPY: &str = "head-copy.arrow";
 /// How often it is looked whether a copy is due: a change of the catalogue is copied this soon.
 const LOOK: Duration = Duration::from_secs(1);
 

@@ -8,16 +8,13 @@ use std::time::Duration;
 use super::generation::Draft;
 use super::record::{DeploymentRecord, GenerationRecord};
 use super::registry::{Deployment, DeploymentState};
-use super::running::{Launch, RunningGeneration, topic};
+use super::running::{Launch, RunningGeneration, stop_all, topic};
 use super::{Approve, DeploymentSpec, DeploymentStatus, Error, Kind, Phase, Registry, StartAt};
 use crate::log::{Commit, Guard, TopicChange};
 use crate::storage::crash_point;
 use crate::task::{checkpoint_files, checkpoint_prefix, cursor_prefix, remove_checkpoint};
 use crate::threads::MutexGuard;
 use crate::types::{DeploymentId, DeploymentName, GenerationNumber};
-
-/// How long a task may take to end after it was asked to.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Generations that ended and are still listed.
 const REMEMBERED_GENERATIONS: usize = 50;
@@ -134,6 +131,7 @@ impl Registry {
             );
             return Err(Error::new(Kind::Conflict, "deployment_exists", message));
         }
+        let _plugin_stays = self.inner.plugin_use.read();
         let (digest, plugin) = self.plugin_of(&spec.plugin)?;
         self.check_fit(spec, &plugin, &spec.config)?;
         let tasks = self.task_count(spec)?;
@@ -317,7 +315,7 @@ impl Registry {
     ) -> Result<(), Error> {
         let running = deployment.state.lock().running.get(&number).cloned();
         if let Some(running) = running {
-            running.stop(STOP_TIMEOUT);
+            stop_all([&running]);
         }
         crash_point("end-stopped");
         let mut state = deployment.state.lock();
@@ -448,16 +446,6 @@ impl Registry {
         self.commit(commit)?;
         (state.record, state.stored) = (after, stored);
         Ok(())
-    }
-}
-
-/// Asks all tasks of some generations to end, and waits for them.
-fn stop_all<'a>(running: impl Iterator<Item = &'a Arc<RunningGeneration>> + Clone) {
-    running.clone().flat_map(|r| &r.tasks).for_each(|task| task.request_stop());
-    for running in running {
-        if !running.stop(STOP_TIMEOUT) {
-            tracing::warn!("tasks did not end within {STOP_TIMEOUT:?}; their commits are fenced");
-        }
     }
 }
 

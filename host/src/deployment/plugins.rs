@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use super::events::rfc3339;
 use super::record::PluginRecord;
+use super::registry::commit_refused;
 use super::{Error, Kind, PluginStatus, Registry};
-use crate::log::Commit;
+use crate::log::{Commit, CommitError};
 use crate::plugin::{CompileError, Plugin, Refusal};
 use crate::storage::{self, crash_point};
 use crate::types::Digest;
+
+/// Bytes of the disk for each of a plugin's: the component, its machine code, and both while they are made.
+const PLUGIN_ON_DISK: u64 = 6;
 
 impl Registry {
     /// Takes a plugin: checks it, keeps it by its digest. One that is known is kept again if its file is
@@ -24,6 +28,7 @@ impl Registry {
         {
             return Ok(known);
         }
+        self.check_room(bytes.len())?;
         let admitted = self.inner.runtime.admit(bytes).map_err(plugin_refused)?;
         let record = PluginRecord {
             digest: admitted.digest,
@@ -48,6 +53,64 @@ impl Registry {
         let status = plugin_status(&record);
         self.inner.plugins.write().insert(record.digest, record);
         Ok(status)
+    }
+
+    /// Refuses a plugin of `bytes` where too little of the disk would stay free.
+    fn check_room(&self, bytes: usize) -> Result<(), Error> {
+        let (config, file_system) = (&self.inner.config, &self.inner.file_system);
+        let free_bytes = file_system.free_bytes(&config.data.dir).unwrap_or(u64::MAX);
+        let takes_bytes = (bytes as u64).saturating_mul(PLUGIN_ON_DISK);
+        let min_free_bytes = config.storage.min_free_bytes;
+        match free_bytes.saturating_sub(takes_bytes) >= min_free_bytes {
+            true => Ok(()),
+            false => Err(commit_refused(CommitError::DiskFull {
+                free_bytes,
+                takes_bytes,
+                min_free_bytes,
+            })),
+        }
+    }
+
+    /// Deletes a plugin that no generation runs.
+    ///
+    /// # Errors
+    /// When there is none, or one runs it.
+    pub fn delete_plugin(&self, digest: &Digest) -> Result<(), Error> {
+        let _used_by_nobody_new = self.inner.plugin_use.write();
+        let component = self.plugins_component(digest)?;
+        let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
+        for deployment in deployments {
+            let state = deployment.state.lock();
+            let mut generations = state.record.generations.iter();
+            if let Some(runs) = generations.find(|g| g.phase.runs() && g.plugin == *digest) {
+                let message = format!(
+                    "generation {} of deployment {} runs plugin {digest}: swap it or delete the deployment first; a warm one goes when its lease ends",
+                    runs.number,
+                    state.record.name()
+                );
+                return Err(Error::new(Kind::Conflict, "plugin_in_use", message));
+            }
+        }
+        self.commit(Commit {
+            metadata: vec![(PluginRecord::key(digest), None)],
+            ..Commit::default()
+        })?;
+        self.inner.plugins.write().remove(digest);
+        self.inner.loaded.lock().remove(digest);
+        let path = self.plugin_path(digest);
+        if let Err(error) = self.inner.file_system.remove(&path) {
+            tracing::warn!("cannot remove {}, which nothing needs: {error}", path.display());
+        }
+        if let Some(component) = component {
+            self.inner.runtime.forget(&component);
+        }
+        Ok(())
+    }
+
+    /// The digest of a plugin's component, where the catalogue has it.
+    fn plugins_component(&self, digest: &Digest) -> Result<Option<Digest>, Error> {
+        self.plugin(digest)?;
+        Ok(self.inner.plugins.read().get(digest).and_then(|record| record.component))
     }
 
     /// All plugins, by digest.

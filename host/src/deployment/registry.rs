@@ -18,7 +18,7 @@ use super::events::Events;
 use super::head_copies::HeadCopies;
 use super::metrics::{HostMetrics, HttpMetrics};
 use super::record::{DeploymentRecord, PluginRecord};
-use super::running::RunningGeneration;
+use super::running::{RunningGeneration, stop_all};
 use super::tokens::Tokens;
 use super::{Error, Event, Kind};
 use crate::clock::SharedClock;
@@ -114,6 +114,8 @@ pub(super) struct Inner {
     pub deployments: RwLock<BTreeMap<DeploymentName, Arc<Deployment>>>,
     /// Held while names are taken or freed: deploys, deletions, new topics.
     pub naming: Mutex<()>,
+    /// Held to read while a generation is made of a plugin, and to write while one is deleted.
+    pub plugin_use: RwLock<()>,
     pub safe: bool,
     pub backups: Backups,
     head_copies: Mutex<Option<HeadCopies>>,
@@ -230,6 +232,7 @@ impl Registry {
                 attention: Arc::default(),
                 deployments: RwLock::default(),
                 naming: Mutex::default(),
+                plugin_use: RwLock::default(),
                 safe,
                 backups,
                 head_copies: Mutex::new(Some(head_copies)),
@@ -265,12 +268,7 @@ impl Registry {
         for deployment in &deployments {
             running.extend(std::mem::take(&mut deployment.state.lock().running).into_values());
         }
-        for generation in &running {
-            generation.tasks.iter().for_each(|task| task.request_stop());
-        }
-        for generation in &running {
-            generation.stop(Duration::from_secs(30));
-        }
+        stop_all(&running);
         self.inner.workers.close();
         // After this no checkpoint is under way that the next ones could meet.
         self.inner.env.bulk.close();
@@ -376,5 +374,9 @@ pub(super) fn commit_refused(error: CommitError) -> Error {
 }
 
 fn cannot_open(error: storage::Error) -> Error {
-    Error::new(Kind::Internal, "cannot_open", error.to_string())
+    let kind = match error {
+        storage::Error::Locked { .. } => Kind::Conflict,
+        _ => Kind::Internal,
+    };
+    Error::new(kind, "cannot_open", error.to_string())
 }

@@ -15,6 +15,12 @@ use crate::task::{
 use crate::threads::Mutex;
 use crate::types::{GenerationNumber, Offset, PartitionId, TopicName};
 
+/// How long a task may take to end after the call it was in was given up.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a call may go on after its task was asked to end.
+const CALL_GRACE: Duration = Duration::from_secs(5);
+
 /// How long a sum of positions is remembered to tell the rate.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
 
@@ -55,6 +61,25 @@ pub struct RunningGeneration {
     pub rate: RateMeter,
     /// Wake the tasks when inputs grow; dropped with the generation.
     _wakes: Vec<Subscription>,
+}
+
+/// Asks all tasks of some generations to end, and waits for them; calls that take long are given up.
+/// Says whether all have ended.
+pub fn stop_all<'a>(generations: impl IntoIterator<Item = &'a Arc<RunningGeneration>>) -> bool {
+    let tasks: Vec<_> = generations.into_iter().flat_map(|running| &running.tasks).collect();
+    tasks.iter().for_each(|task| task.request_stop());
+    let have_ended = |patience| {
+        tasks.iter().all(|task| task.wait_for(patience, |run| matches!(run, RunState::Stopped(_))))
+    };
+    if have_ended(CALL_GRACE) {
+        return true;
+    }
+    tasks.iter().for_each(|task| task.give_up());
+    let ended = have_ended(STOP_TIMEOUT);
+    if !ended {
+        tracing::warn!("tasks did not end within {STOP_TIMEOUT:?}; their commits are fenced");
+    }
+    ended
 }
 
 /// What it takes to run tasks.
@@ -137,13 +162,6 @@ impl RunningGeneration {
         }
         tasks.iter().for_each(|task| task.wake());
         Ok(Self { tasks, plugin, inputs, rate: RateMeter::default(), _wakes: wakes })
-    }
-
-    /// Asks all tasks to end, and waits for them.
-    pub fn stop(&self, timeout: Duration) -> bool {
-        self.tasks.iter().for_each(|task| task.request_stop());
-        let stopped = |run: &RunState| matches!(run, RunState::Stopped(_));
-        self.tasks.iter().all(|task| task.wait_for(timeout, stopped))
     }
 
     /// Why the first of its tasks that failed did.
@@ -266,15 +284,39 @@ fn task_spec(
 /// The limits that a deployment gives, over the host's defaults.
 ///
 /// # Errors
-/// When one is unknown or not a number.
+/// When one is unknown, not a number, or out of its range.
 pub fn parse_limits(given: &serde_json::Map<String, serde_json::Value>) -> Result<Limits, Error> {
-    serde_json::from_value(serde_json::Value::Object(given.clone()))
-        .map_err(|e| Error::new(Kind::Invalid, "invalid_limits", format!("[limits]: {e}")))
+    let invalid = |e: String| Error::new(Kind::Invalid, "invalid_limits", format!("[limits]: {e}"));
+    let limits: Limits = serde_json::from_value(serde_json::Value::Object(given.clone()))
+        .map_err(|e| invalid(e.to_string()))?;
+    limits.check().map_err(invalid)?;
+    Ok(limits)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_known_and_within_their_range() {
+        let parse = |given: serde_json::Value| {
+            let given = given.as_object().unwrap().clone();
+            parse_limits(&given).map_err(|error| error.to_string())
+        };
+        assert_eq!(parse(serde_json::json!({"deadline_ms": 500})).unwrap().deadline_ms, 500);
+        for (given, said) in [
+            (serde_json::json!({"memory": 1}), "unknown field"),
+            (serde_json::json!({"memory_bytes": 0}), "limit memory_bytes is 0, it must be between"),
+            (serde_json::json!({"deadline_ms": i64::MAX}), "limit deadline_ms is"),
+            (
+                serde_json::json!({"commit_bytes_per_call": 1_u64 << 40}),
+                "limit commit_bytes_per_call",
+            ),
+        ] {
+            let error = parse(given).unwrap_err();
+            assert!(error.starts_with("[limits]: ") && error.contains(said), "{error}");
+        }
+    }
 
     #[test]
     fn rates_are_over_the_window() {

@@ -27,6 +27,7 @@ impl Registry {
         let deployment = self.find(name)?;
         let _operation = begin(&deployment)?;
         request.check_reason()?;
+        let _plugin_stays = self.inner.plugin_use.read();
         let (digest, plugin) = self.plugin_of(&request.plugin)?;
         let mut state = deployment.state.lock();
         if let Some(candidate) = state.record.candidate() {

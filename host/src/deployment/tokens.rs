@@ -25,6 +25,9 @@ use crate::clock::secret;
 use crate::log::Commit;
 use crate::threads::{Mutex, RwLock};
 
+/// The longest time after which a token may expire: a hundred years.
+const MOST_LASTING: Duration = Duration::from_secs(36_500 * 86_400);
+
 /// What every token begins with, so that it is known for one wherever it turns up.
 const PREFIX: &str = "anabranch_";
 /// Most letters of a token's name.
@@ -198,9 +201,13 @@ impl Registry {
         };
         let now_ms = self.inner.clock.now_ms();
         let lasts = asked.expires_in.as_deref().map(span::parse).transpose().map_err(invalid)?;
-        let expires_ms = lasts.map(|lasts: Duration| {
-            now_ms.saturating_add(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX))
-        });
+        if lasts.is_some_and(|lasts| lasts.is_zero() || lasts > MOST_LASTING) {
+            let most = MOST_LASTING.as_secs() / 86_400;
+            return Err(invalid(format!(
+                "expires_in is more than nothing and at most {most}d; leave it out for a token that does not expire"
+            )));
+        }
+        let expires_ms = lasts.map(|lasts| now_ms.saturating_add(lasts.as_millis() as i64));
         let _changing = self.inner.tokens.changing.lock();
         let most = self.inner.config.auth.max_tokens;
         if self.inner.tokens.known.read().len() >= most {

@@ -68,6 +68,16 @@ impl Cache {
         fs::rename(&partial, self.path(key))
     }
 
+    /// Removes all entries whose keys begin with `prefix`.
+    pub fn remove_all(&self, prefix: &str) {
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                // One that stays is taken by nobody.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Removes an entry that turned out not to load.
     pub fn remove(&self, key: &str) {
         // Gone or not, the entry is written anew next.
@@ -86,6 +96,15 @@ mod tests {
         assert_eq!(cache.get("k"), None);
         cache.put("k", b"code").unwrap();
         assert_eq!(cache.get("k").as_deref(), Some(&b"code"[..]));
+
+        for key in ["ab-1", "ab-2", "b-1"] {
+            cache.put(key, b"").unwrap();
+        }
+        cache.remove_all("ab");
+        assert_eq!(
+            ["ab-1", "ab-2", "b-1"].map(|key| cache.get(key).is_some()),
+            [false, false, true]
+        );
 
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&cache.directory), 0o700);

@@ -245,6 +245,9 @@ pub enum CallError {
         /// The deadline.
         deadline_ms: u64,
     },
+    /// Nobody waits for it any more: its [`Cancel`](super::Cancel) says so.
+    #[error("the plugin did not return, and its task is to end")]
+    Cancelled,
     /// The host failed. Stop the task and try again later.
     #[error("the host could not serve a plugin's call: {0}")]
     Host(AccessError),
@@ -265,7 +268,7 @@ impl CallError {
     pub fn is_guest_fault(&self) -> bool {
         match self {
             Self::Guest(_) => true,
-            Self::Deadline { .. } | Self::Host(_) => false,
+            Self::Deadline { .. } | Self::Cancelled | Self::Host(_) => false,
         }
     }
 }

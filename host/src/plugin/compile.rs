@@ -5,7 +5,7 @@
 //! the bytes on standard input and takes the result from standard output. The child lowers its own
 //! limits before it reads a byte, has no environment, knows no path, and runs at a low priority.
 //!
-//! **Invariant:** the child writes nothing under a name. What it leaves behind when it is killed are
+//! **Invariant:** the child ends with the host, and writes nothing under a name. What it leaves behind when it is killed are
 //! files that never had one. Its result is trusted like the compiler itself; the cache keeps it.
 
 use std::fmt;
@@ -30,6 +30,9 @@ pub const SUBCOMMAND: &str = "compile-plugin";
 
 /// Exit code of a child that has said why the bytes cannot be had.
 const REFUSED: u8 = 1;
+
+/// Exit code of a child that has said what the machine lacks.
+const NO_MACHINE: u8 = 3;
 
 /// Bytes of what a child says that are listened to.
 const MAX_SAID_BYTES: u64 = 64 << 10;
@@ -154,6 +157,7 @@ impl Children {
             .args(["--memory-bytes", &self.limits.compile_memory_bytes.to_string()])
             .args(["--cpu-seconds", &self.limits.compile_cpu_seconds.to_string()])
             .args(["--output-bytes", &self.limits.compile_output_bytes.to_string()])
+            .args(["--host", &std::process::id().to_string()])
             .env_clear()
             .stdin(input)
             .stdout(output.try_clone().map_err(host)?)
@@ -210,6 +214,8 @@ impl Children {
             Ok(())
         } else if status.code() == Some(i32::from(REFUSED)) {
             Err(CompileError::Invalid(reason(last)))
+        } else if status.code() == Some(i32::from(NO_MACHINE)) {
+            Err(CompileError::Host(reason(last)))
         } else if by(Signal::XCPU) {
             limit("seconds of processor time", "compile_cpu_seconds", limits.compile_cpu_seconds)
         } else if by(Signal::XFSZ) {
@@ -264,28 +270,57 @@ pub struct ChildLimits {
     pub cpu_seconds: u64,
     /// Bytes of the result.
     pub output_bytes: u64,
+    /// The process with which it ends.
+    pub host: i32,
 }
 
 /// The whole life of a child: takes limits upon itself, reads standard input to its end, writes the
 /// result to standard output. Returns the exit code.
 pub fn child(work: Work, limits: ChildLimits) -> u8 {
-    let done = || -> Result<(), String> {
+    let done = || -> Result<(), Trouble> {
         crate::storage::stand_back(crate::storage::Niceness::Tenth);
-        lower(limits).map_err(|error| format!("no limits: {error}"))?;
-        let engine = Engine::new(&engine_config()).map_err(|error| format!("{error:#}"))?;
+        end_with(limits.host).map_err(Trouble::machine)?;
+        lower(limits).map_err(Trouble::machine)?;
+        let engine = Engine::new(&engine_config()).map_err(Trouble::machine)?;
         let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-        let result = work.run(&engine, &bytes)?;
+        std::io::stdin().lock().read_to_end(&mut bytes).map_err(Trouble::machine)?;
+        let result = work.run(&engine, &bytes).map_err(|error| Trouble(REFUSED, error))?;
         let mut out = std::io::stdout().lock();
-        out.write_all(&result).and_then(|()| out.flush()).map_err(|error| error.to_string())
+        out.write_all(&result).and_then(|()| out.flush()).map_err(Trouble::machine)
     };
     match done() {
         Ok(()) => 0,
-        Err(error) => {
+        Err(Trouble(code, error)) => {
             eprintln!("{}", reason(&error));
-            REFUSED
+            code
         }
     }
+}
+
+/// Why a child has no result: its exit code, and what it says.
+struct Trouble(u8, String);
+
+impl Trouble {
+    fn machine(error: impl fmt::Display) -> Self {
+        Self(NO_MACHINE, error.to_string())
+    }
+}
+
+/// Has this process end when the thread of `host` that started it does, which waits for it.
+#[cfg(target_os = "linux")]
+fn end_with(host: i32) -> Result<(), String> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| error.to_string())?;
+    match rustix::process::getppid() {
+        Some(parent) if parent.as_raw_nonzero().get() == host => Ok(()),
+        _ => Err("the host is gone".to_owned()),
+    }
+}
+
+/// Elsewhere a child ends by its limits.
+#[cfg(not(target_os = "linux"))]
+fn end_with(_: i32) -> Result<(), String> {
+    Ok(())
 }
 
 /// Takes limits upon this process. A second after the limit of processor time, which says by its
@@ -320,6 +355,7 @@ mod tests {
         assert_eq!(judge(0, "a note"), Ok(()));
         let cases = [
             (i32::from(REFUSED) << 8, "unexpected \u{7}end", "unexpected  end"),
+            (i32::from(NO_MACHINE) << 8, "No space left", "could not be run: No space left"),
             (
                 Signal::XCPU.as_raw(),
                 "",

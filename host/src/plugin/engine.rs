@@ -17,7 +17,7 @@ use super::contract::{ColumnPlugin, ColumnPluginPre, RecordPluginPre, rows};
 use super::description::{Description, DescriptionError};
 use super::imports::{CallScope, HostState, Imports, reason};
 use super::instance::{Guest, Instance, arm, call_error, drive, new_store};
-use super::limits::Limits;
+use super::limits::{Cancel, Limits};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::Plugins;
 use crate::types::Digest;
@@ -169,6 +169,11 @@ impl Runtime {
         shared.compiler.run(work, bytes, &shared.engine, &shared.cache)
     }
 
+    /// Removes what is kept of a component's code.
+    pub fn forget(&self, component: &Digest) {
+        self.0.cache.remove_all(&component.hex());
+    }
+
     /// A component's code: from the cache, or compiled now and kept there.
     pub(super) fn compile(&self, component: &[u8]) -> Result<Component, CompileError> {
         let shared = &*self.0;
@@ -317,8 +322,19 @@ impl Plugin {
     /// A fresh instance that has been given its config. A guest fault here (`init` fails) is a fault
     /// of plugin or config, not of any record.
     pub fn instantiate(&self, config: &Value, limits: &Limits) -> Result<Instance, CallError> {
+        self.instantiate_until(config, limits, &Cancel::default())
+    }
+
+    /// The same; `cancel` gives up its start, and later the call that is under way.
+    pub fn instantiate_until(
+        &self,
+        config: &Value,
+        limits: &Limits,
+        cancel: &Cancel,
+    ) -> Result<Instance, CallError> {
         let description = Arc::clone(&self.description);
         let mut store = self.runtime.new_store(description, limits);
+        store.data_mut().deadline.cancel = cancel.clone();
         let guest = self.pre.start(&mut store)?;
         arm(&mut store, start_fuel(limits))?;
         guest.init(&mut store, &config.to_string())?;

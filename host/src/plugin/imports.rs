@@ -526,13 +526,15 @@ impl metrics::Host for HostState {
 /// The most bytes of a guest's text that an error or a rejection keeps.
 const MAX_REASON_BYTES: usize = 1024;
 
+/// Whether a letter steers a terminal, or the order in which it shows others.
+pub fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+}
+
 /// `text` without control characters, and without those that break or turn lines, so that no line
 /// forges another and no terminal is steered.
 pub fn printable(text: &str) -> String {
-    let steers = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
-    };
     text.chars().map(|c| if steers(c) { ' ' } else { c }).collect()
 }
 

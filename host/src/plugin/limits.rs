@@ -6,6 +6,8 @@
 //! is why a verdict is only ever passed in a fresh instance. The last three bound what the host keeps
 //! of all calls together, and no record is ever judged by them.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -111,7 +113,8 @@ impl Limits {
             ("fuel_per_call", self.fuel_per_call, 1_000_000, 1 << 50),
             ("fuel_per_start", self.fuel_per_start, 1_000_000, 1 << 50),
             ("deadline_ms", self.deadline_ms, 100, 3_600_000),
-            ("output_bytes_per_call", self.output_bytes_per_call, 1 << 10, GIB),
+            // Twice as much, in which a record is judged, is still what a column of bytes can hold.
+            ("output_bytes_per_call", self.output_bytes_per_call, 1 << 10, GIB - 1),
             ("output_records_per_call", self.output_records_per_call, 1, 1 << 24),
             ("commit_bytes_per_call", self.commit_bytes_per_call, 1 << 10, MAX_COMMIT_BYTES),
             ("key_bytes", self.key_bytes, 16, 1 << 20),
@@ -166,18 +169,31 @@ impl Limits {
     }
 }
 
+/// Says that nobody waits for an instance's calls any more: the one under way is given up. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Says so, for good.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// When the call at hand must have returned.
 #[derive(Clone)]
 pub(super) struct Deadline {
     clock: SharedClock,
     at: Duration,
     deadline_ms: u64,
+    pub cancel: Cancel,
 }
 
 impl Deadline {
     /// A deadline by `clock`, of a call that begins now.
     pub(super) fn new(clock: SharedClock, deadline_ms: u64) -> Self {
-        let mut deadline = Self { clock, at: Duration::ZERO, deadline_ms };
+        let cancel = Cancel::default();
+        let mut deadline = Self { clock, at: Duration::ZERO, deadline_ms, cancel };
         deadline.restart();
         deadline
     }
@@ -187,8 +203,11 @@ impl Deadline {
         self.at = self.clock.monotonic().saturating_add(Duration::from_millis(self.deadline_ms));
     }
 
-    /// Fails once the time is over.
+    /// Fails once the time is over, or nobody waits.
     pub(super) fn check(&self) -> Result<(), CallError> {
+        if self.cancel.0.load(Ordering::Relaxed) {
+            return Err(CallError::Cancelled);
+        }
         if self.clock.monotonic() < self.at {
             return Ok(());
         }

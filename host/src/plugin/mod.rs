@@ -39,6 +39,7 @@ pub use description::{
     ValueFormat,
 };
 pub use engine::{Error, Plugin, Runtime};
+pub use imports::steers;
 pub use instance::Instance;
-pub use limits::Limits;
+pub use limits::{Cancel, Limits};
 pub use schema::{SchemaError, check_config};

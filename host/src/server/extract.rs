@@ -178,6 +178,10 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
     async fn from_request(request: Request, app: &App) -> Result<Self, Problem> {
         expect_type(request.headers(), &["application/json"])?;
         let Whole(bytes, _room) = Whole::from_request(request, app).await?;
+        // A list would be taken for an object's fields in their order.
+        if bytes.trim_ascii_start().first().is_some_and(|&byte| byte == b'[') {
+            return Err(Problem::invalid("invalid_body", "the body: a JSON object is expected"));
+        }
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             let (line, column) = (Some(error.line()), Some(error.column()));
             Problem::invalid("invalid_body", format!("the body: {error}")).at(Place {
@@ -196,13 +200,25 @@ impl<T: DeserializeOwned> FromRequest<App> for JsonBody<T> {
 pub fn expect_type(headers: &HeaderMap, allowed: &[&'static str]) -> Result<&'static str, Problem> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let given = given.unwrap_or_default();
-    let essence = given.split(';').next().unwrap_or_default().trim();
-    allowed.iter().find(|name| name.eq_ignore_ascii_case(essence)).copied().ok_or_else(|| {
+    let mut parts = given.split(';').map(str::trim);
+    let essence = parts.next().unwrap_or_default();
+    let charset = parts.find_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("charset").then(|| value.trim().trim_matches('"'))
+    });
+    let is_utf8 = |charset: &str| {
+        ["utf-8", "utf8", "us-ascii"].iter().any(|known| known.eq_ignore_ascii_case(charset))
+    };
+    let is_taken = |name: &&&str| name.eq_ignore_ascii_case(essence) && charset.is_none_or(is_utf8);
+    allowed.iter().find(is_taken).copied().ok_or_else(|| {
         let says = if given.is_empty() { "no content type".into() } else { format!("{given:?}") };
         Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "unsupported_media_type",
-            format!("the request says {says}; this route takes {}", allowed.join(" or ")),
+            format!(
+                "the request says {says}; this route takes {}, in UTF-8 where it is text",
+                allowed.join(" or ")
+            ),
         )
     })
 }

@@ -33,6 +33,7 @@ fn table() -> Vec<UtoipaMethodRouter<App>> {
         needs(Observe).to(routes!(plugins::list_plugins)),
         needs(Deploy).to(routes!(plugins::push_plugin)),
         needs(Observe).to(routes!(plugins::get_plugin)),
+        needs(Deploy).to(routes!(plugins::delete_plugin)),
         needs(Observe).to(routes!(deployments::list_deployments)),
         needs(Observe).to(routes!(deployments::get_deployment)),
         needs(Deploy).to(routes!(deployments::deploy, deployments::delete_deployment)),
@@ -91,8 +92,9 @@ mod tests {
     use super::*;
 
     /// The surface as published, but for what is left for later.
-    const SURFACE: [&str; 35] = [
+    const SURFACE: [&str; 36] = [
         "delete /v1/deployments/{name}",
+        "delete /v1/plugins/{digest}",
         "delete /v1/tokens/{id}",
         "delete /v1/topics/{topic}",
         "get /healthz",

@@ -49,6 +49,18 @@ fn named(text: &str) -> (&str, u32) {
     (name, count.parse().unwrap_or(1))
 }
 
+/// Says so aloud where the environment holds what only tests ask for.
+pub fn warn_of_tests() {
+    for (name, what) in [
+        ("ANABRANCH_CRASH_AT", "ends when it passes a point in its code"),
+        ("ANABRANCH_LEAVE_OUT", "leaves out what makes acknowledged records durable"),
+    ] {
+        if let Ok(value) = std::env::var(name) {
+            tracing::error!("{name}={value} is set: this host {what}, for tests; unset it else");
+        }
+    }
+}
+
 /// Whether a test asked that this be left out.
 pub(super) fn is_left_out(name: &str) -> bool {
     static LEFT_OUT: OnceLock<Option<String>> = OnceLock::new();

@@ -10,7 +10,7 @@ use super::store::FORMAT_VERSION;
 pub enum Error {
     /// The operating system refused.
     #[error(
-        "cannot {what} {path}: {source}; check that the directory exists, is writable and has space"
+        "cannot {what} {path}: {source}; check that it is where it should be and no file of another kind, is writable, and has space"
     )]
     Io {
         /// What was tried.

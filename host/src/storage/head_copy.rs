@@ -19,6 +19,9 @@ use super::arrow_file::{ArrowFile, ArrowFileError, ArrowFileWriter, Pace};
 use super::fs::FileSystem;
 use super::repair::Entries;
 
+/// The copy's name in the data directory.
+pub const HEAD_COPY: &str = "head-copy.arrow";
+
 /// The version of what this module writes.
 const VERSION: u32 = 1;
 /// Bytes of keys and values of one block, about.

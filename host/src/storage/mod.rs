@@ -32,12 +32,14 @@ pub use arrow_block::{claimed_bytes, read_batch};
 pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, Pace, TEMPORARY_SUFFIX,
 };
-pub use crash::crash_point;
+pub use crash::{crash_point, warn_of_tests};
 pub use error::Error;
 pub use examine::{Examined, Flaw, HeadExam, list_folder};
 pub use fs::{Entry, File, FileSystem, OsFileSystem};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
-pub use head_copy::{AboutHead, FileSum, read_about_head, read_head_copy, write_head_copy};
+pub use head_copy::{
+    AboutHead, FileSum, HEAD_COPY, read_about_head, read_head_copy, write_head_copy,
+};
 pub use machine::{Niceness, ThreadNumber, available_memory_bytes, keep_files_private, stand_back};
 pub use repair::{
     Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,

@@ -18,6 +18,7 @@ use super::error::Error;
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
 use super::fs::FileSystem;
 use super::head::Head;
+use super::head_copy::HEAD_COPY;
 use super::high_water::HighWater;
 use super::repair;
 use super::stopper::{Stop, StoppingFileSystem};
@@ -140,6 +141,9 @@ impl Storage {
         let format = read_format(dir, fs.as_ref())?;
         if repair::is_pending(dir, fs.as_ref())? {
             return Err(Error::Repairing { dir: dir.to_owned() });
+        }
+        if format.is_none() {
+            refuse_remains(dir, fs.as_ref())?;
         }
         let head = fs.open_head(&dir.join("head"))?;
         let (tip, store_id) = (read_number(&*head, TIP_KEY)?, read_number(&*head, STORE_ID_KEY)?);
@@ -301,15 +305,6 @@ impl Storage {
 
     /// First use of a directory. The file `format` comes last: without it nothing was acknowledged.
     fn create(&mut self, fs: &dyn FileSystem) -> Result<(), Error> {
-        let segments = self.dir.join("segments");
-        let occupied = match fs.list(&segments) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-            listed => !listed.map_err(Error::io("list", &segments))?.is_empty(),
-        };
-        if occupied {
-            let detail = "segments are there, but the file named format is not".to_owned();
-            return Err(Error::Format { dir: self.dir.clone(), detail });
-        }
         let mut batch = WriteBatch::default();
         batch.put(STORE_ID_KEY, self.store_id.to_le_bytes());
         self.apply(batch)?;
@@ -388,6 +383,35 @@ pub fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Refuses a directory without the file `format` in which there is something of a store that had one: it
+/// was lost, and a new store in its place would write over what is left.
+fn refuse_remains(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
+    let left = |what: &str| {
+        let detail = format!("{what}, but the file named format is not");
+        Err(Error::Format { dir: dir.to_owned(), detail })
+    };
+    for folder in ["segments", "plugins", "checkpoints"] {
+        let path = dir.join(folder);
+        let there = match fs.list(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(Error::io("list", &path))?,
+        };
+        if !there.is_empty() {
+            return left(&format!("{folder} are there"));
+        }
+    }
+    for entry in fs.list(dir).map_err(Error::io("list", dir))? {
+        if entry.name == HEAD_COPY {
+            return left("a copy of the head is there");
+        }
+    }
+    // The first start, killed, leaves a mark of its own first step at most.
+    match HighWater::open(dir, fs).and_then(|mark| mark.read()) {
+        Ok(mark) if mark > 1 => left(&format!("commits up to {mark} were acknowledged")),
+        _ => Ok(()),
+    }
 }
 
 /// The value behind the frame under `key`, put together where it lies in chunks, and its sequence.
@@ -657,6 +681,40 @@ mod tests {
         assert!(error.contains("format is not"), "{error}");
         std::fs::write(&format, text).unwrap();
         assert_eq!(open(dir.path()).unwrap().get(b"d").unwrap(), Some(b"1".to_vec()));
+    }
+
+    #[test]
+    fn what_is_left_of_a_lost_store_keeps_a_new_one_away() {
+        let lost = |remains: &dyn Fn(&Path)| {
+            let dir = tempfile::tempdir().unwrap();
+            let storage = open(dir.path()).unwrap();
+            storage.close().unwrap();
+            std::fs::remove_dir_all(dir.path().join("head")).unwrap();
+            std::fs::remove_file(dir.path().join("format")).unwrap();
+            remains(dir.path());
+            let before = std::fs::read(dir.path().join("high-water")).ok();
+            let opened = open(dir.path()).map(|_| ()).map_err(|error| error.to_string());
+            if opened.is_err() {
+                assert!(!dir.path().join("head").exists());
+                assert_eq!(std::fs::read(dir.path().join("high-water")).ok(), before);
+            }
+            opened
+        };
+        // A first start that was killed leaves no more.
+        assert_eq!(lost(&|_| ()), Ok(()));
+        let acknowledged = |dir: &Path| {
+            HighWater::open(dir, &OsFileSystem).unwrap().write(7, 1).unwrap();
+        };
+        assert!(lost(&acknowledged).unwrap_err().contains("commits up to 7 were acknowledged"));
+        let copied = |dir: &Path| std::fs::write(dir.join(HEAD_COPY), "").unwrap();
+        assert!(lost(&copied).unwrap_err().contains("a copy of the head is there"));
+        for folder in ["segments", "plugins", "checkpoints"] {
+            let filled = |dir: &Path| {
+                std::fs::create_dir(dir.join(folder)).unwrap();
+                std::fs::write(dir.join(folder).join("a"), "").unwrap();
+            };
+            assert!(lost(&filled).unwrap_err().contains(&format!("{folder} are there")));
+        }
     }
 
     #[test]

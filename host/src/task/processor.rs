@@ -49,7 +49,8 @@ pub enum Failure {
         /// What they may.
         limit: u64,
     },
-    /// It was asked to stop between the calls that it takes to find the record at fault.
+    /// It was asked to stop between the calls that it takes to find the record at fault, or in one that
+    /// takes long.
     #[error("stopped")]
     Stopped,
     /// Input, changelog or checkpoint cannot be read.
@@ -58,6 +59,16 @@ pub enum Failure {
     /// The commit was refused.
     #[error("the commit was refused: {0}")]
     Commit(String),
+}
+
+impl Failure {
+    /// That of a call in which no record is at fault.
+    fn of_call(error: CallError) -> Self {
+        match error {
+            CallError::Cancelled => Self::Stopped,
+            error => Self::Plugin(error),
+        }
+    }
 }
 
 /// What became of a part of a batch.
@@ -168,8 +179,9 @@ impl Processor {
             None => {
                 self.started += 1;
                 let plugin = &self.spec.plugin;
-                let started = plugin.instantiate(&self.spec.config, limits);
-                let mut instance = started.map_err(Failure::Plugin)?;
+                let cancel = &self.shared.cancel;
+                let started = plugin.instantiate_until(&self.spec.config, limits, cancel);
+                let mut instance = started.map_err(Failure::of_call)?;
                 start_logs = instance.take_start_logs();
                 if self.after_failure {
                     let now = self.clock.monotonic();
@@ -203,7 +215,7 @@ impl Processor {
                 self.wasted += took;
                 Ok(Err(error.to_string()))
             }
-            Err(error) => Err(Failure::Plugin(error)),
+            Err(error) => Err(Failure::of_call(error)),
         };
         self.after_failure = matches!(outcome, Ok(Err(_)));
         self.shared.instance.store(self.instance.is_some(), Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use super::{Apart, Class, Cursor, Handle};
-use crate::plugin::Input;
+use crate::plugin::{Cancel, Input};
 use crate::state::{Overlay, StoreSet};
 use crate::threads::{Condvar, Mutex, RwLock};
 use crate::types::{GenerationId, LogId, Offset, PartitionId};
@@ -97,6 +97,8 @@ pub struct TaskShared {
     pub(super) working: RwLock<Working>,
     /// Whether it holds an instance of its plugin.
     pub(super) instance: AtomicBool,
+    /// Gives up the call under way.
+    pub(super) cancel: Cancel,
     durable: Mutex<Durable>,
     changed: Condvar,
     role: RwLock<Role>,
@@ -127,6 +129,7 @@ impl TaskShared {
             start,
             working: RwLock::default(),
             instance: AtomicBool::new(false),
+            cancel: Cancel::default(),
             durable: Mutex::new(Durable {
                 cursor,
                 cursor_bytes,
@@ -269,6 +272,11 @@ impl TaskShared {
     pub fn request_stop(&self) {
         self.control.lock().stop = true;
         self.wake();
+    }
+
+    /// Has a task that was asked to end give up the call that it is in.
+    pub fn give_up(&self) {
+        self.cancel.cancel();
     }
 
     /// Whether the task is asked to end.

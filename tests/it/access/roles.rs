@@ -8,8 +8,9 @@ use super::token;
 use crate::support::Host;
 
 /// What each operation needs, written down once more: a slip in the host's own table shows here.
-const NEEDS: [(&str, &str); 35] = [
+const NEEDS: [(&str, &str); 36] = [
     ("delete /v1/deployments/{name}", "deploy"),
+    ("delete /v1/plugins/{digest}", "deploy"),
     ("delete /v1/tokens/{id}", "admin"),
     ("delete /v1/topics/{topic}", "deploy"),
     ("get /healthz", "open"),

@@ -55,7 +55,11 @@ fn the_command_line_makes_lists_and_revokes_tokens() {
     let data = host.data();
     let data = data.to_str().unwrap();
     let (code, _, error) = host.cli(&["token", "list", "--data", data]);
-    assert!(code == 1 && error.contains("another host"), "{error}");
+    assert!(code == 4 && error.contains("another host"), "{error}");
+    let nowhere = format!("{data}-mistyped");
+    let (code, _, error) = host.cli(&["token", "list", "--data", &nowhere]);
+    assert!(code == 1 && error.contains("is no data directory"), "{error}");
+    assert!(!std::path::Path::new(&nowhere).exists());
     host.stop();
     let offline =
         |args: &[&str]| outcome(&anabranch().args(args).args(["--data", data]).output().unwrap());
@@ -64,6 +68,20 @@ fn the_command_line_makes_lists_and_revokes_tokens() {
     assert_eq!(code, 0, "{error}");
     let (code, _, error) = offline(&["token", "create", "b", "--role", "observe"]);
     assert!(code == 2 && error.contains("--topics") || error.contains("topics"), "{error}");
+    for span in ["0s", "99999999999999d"] {
+        let (code, _, error) = offline(&[
+            "token",
+            "create",
+            "c",
+            "--role",
+            "observe",
+            "--topics",
+            "*",
+            "--expires",
+            span,
+        ]);
+        assert!(code == 2 && error.contains("at most 36500d"), "{code} {error}");
+    }
     let settings = [("ANABRANCH_AUTH_REQUIRED", "true")];
     let host = host.restart_stopped(&settings);
     assert_eq!(host.bearer(made.trim()).get("/v1/topics").status, 200);

@@ -1,6 +1,8 @@
 //! What guests do wrong while they run: the record at fault goes to the dead letters with the reason,
 //! its neighbours go through, and nothing of the failed call is left.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::modules::record::{HAS_VALUE, HEADERS, IS_REJECTED, TEXT, VALUE, point, set};
@@ -257,4 +259,25 @@ fn what_cannot_start_stops_its_own_task() {
         assert!(failure.as_str().unwrap().contains(says), "{act}: {failure}");
     }
     good.stays_exact(&host, 2_000);
+}
+
+#[test]
+fn a_call_that_may_last_for_hours_ends_with_its_deployment() {
+    let mut host = Host::start();
+    let digest = host.push("fixture_hostile");
+    let hours = json!({"fuel_per_call": 1_u64 << 50, "deadline_ms": 3_600_000});
+    for name in ["one", "two"] {
+        deploy(&host, name, &digest, "loop", &hours);
+        send(&host, name, &["a", "poison"]);
+    }
+    for name in ["one", "two"] {
+        wait_until("it is in its call", || {
+            host.status(name)["generations"][0]["tasks"][0]["state"] == "running"
+        });
+    }
+    let began = Instant::now();
+    assert_eq!(host.ask("DELETE", "/v1/deployments/one", &[], b"").unwrap().status, 204);
+    host.stop();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(60), "{took:?}");
 }

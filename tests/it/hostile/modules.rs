@@ -117,6 +117,7 @@ pub fn componentize(module: &[u8]) -> Vec<u8> {
     let mut child = anabranch()
         .args(["compile-plugin", "componentize", "--memory-bytes", "1000000000"])
         .args(["--cpu-seconds", "10", "--output-bytes", "10000000"])
+        .args(["--host", &std::process::id().to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

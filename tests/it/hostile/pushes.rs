@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::modules::{HARMLESS, Module, component, many_instances, slow_to_compile};
 use super::{Good, deploy, send};
-use crate::support::{Client, Host, Reply};
+use crate::support::{Client, Host, Reply, wait_until};
 
 fn push(client: &Client, bytes: &[u8]) -> Reply {
     client.send("POST", "/v1/plugins", "application/wasm", bytes)
@@ -210,7 +210,7 @@ fn what_does_harm_when_it_starts_or_describes_itself() {
 }
 
 #[test]
-fn a_plugin_in_the_text_format_is_a_plugin() {
+fn the_harmless_module_is_a_plugin() {
     // What the refusals above rest on: the harmless module is taken and runs.
     let host = Host::start();
     let digest = push(&host, &HARMLESS.build()).ok()["digest"].as_str().unwrap().to_owned();
@@ -218,4 +218,48 @@ fn a_plugin_in_the_text_format_is_a_plugin() {
     send(&host, "bare", &["a", "b"]);
     host.wait_processed("bare", 1, 2);
     assert_eq!(push(&host, &many_instances(2)).ok()["name"], "bare");
+}
+
+#[test]
+fn a_plugin_goes_once_no_generation_runs_it() {
+    let host = Host::start();
+    let digest = push(&host, &HARMLESS.build()).ok()["digest"].as_str().unwrap().to_owned();
+    let path = format!("/v1/plugins/{digest}");
+    let delete = || host.ask("DELETE", &path, &[], b"").unwrap();
+    deploy(&host, "bare", &digest, "", &json!({}));
+    delete().refused(409, "plugin_in_use", &["generation 1 of deployment bare", "delete the"]);
+    host.ask("DELETE", "/v1/deployments/bare", &[], b"").unwrap();
+    let (code, said, error) = host.cli(&["plugin", "delete", &digest]);
+    assert_eq!((code, said), (0, format!("plugin {digest} is deleted\n")), "{error}");
+    delete().refused(404, "plugin_not_found", &["push it first"]);
+    for folder in ["plugins", "compiled"] {
+        let left = std::fs::read_dir(host.data().join(folder)).unwrap().count();
+        assert_eq!(left, 0, "{folder}");
+    }
+    let host = host.restart();
+    host.get(&path).refused(404, "plugin_not_found", &[]);
+    push(&host, &HARMLESS.build()).ok();
+    deploy(&host, "bare", &digest, "", &json!({}));
+}
+
+#[test]
+fn a_compiler_ends_with_its_host() {
+    let mut host = Host::start();
+    let compilers = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let command = |entry: std::fs::DirEntry| std::fs::read(entry.path().join("cmdline")).ok();
+        let host = format!("--host\0{}\0", host.id());
+        let ours = |command: &Vec<u8>| String::from_utf8_lossy(command).contains(&host);
+        processes.filter_map(command).filter(ours).count()
+    };
+    let (client, slow) = (host.client(), slow_to_compile(40));
+    let pushing = std::thread::spawn(move || {
+        // The host goes away meanwhile.
+        let _ = client.ask("POST", "/v1/plugins", &[("content-type", "application/wasm")], &slow);
+    });
+    wait_until("the compiler works", || compilers() > 0);
+    host.signal(rustix::process::Signal::KILL);
+    wait_until("the compiler is gone", || compilers() == 0);
+    host.kill();
+    pushing.join().unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::guests;
 use crate::steps::{Steps, cargo, root, target};
@@ -23,9 +23,7 @@ pub fn run() -> Result<()> {
     let lints = "clippy --workspace --all-targets --features anabranch/native -- --deny warnings";
     let lints: Vec<&str> = lints.split(' ').collect();
     steps.run("clippy", &mut cargo(&lints))?;
-    let mut deny = bring_deny(&mut steps)?;
-    let checks = ["check", "--hide-inclusion-graph", "licenses", "bans", "sources"];
-    steps.run("deny", deny.args(checks).current_dir(root()))?;
+    deny(&mut steps)?;
     // Who reads the host's documentation works on the host: private modules are half of it.
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     steps.run("doc", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
@@ -59,6 +57,24 @@ fn benches(steps: &mut Steps) -> Result<()> {
         let mut bench = cargo(&["test", "--workspace", "--features", "anabranch/native"]);
         steps.run("cargo bench", bench.args(words.split(' ')))?;
     }
+    Ok(())
+}
+
+/// What dependencies may be. Known advisories are looked for where their database can be reached.
+fn deny(steps: &mut Steps) -> Result<()> {
+    let checks = ["check", "--hide-inclusion-graph"];
+    let mut deny = bring_deny(steps)?;
+    deny.args(checks).args(["licenses", "bans", "sources"]).current_dir(root());
+    steps.run("deny", &mut deny)?;
+    let mut advisories = bring_deny(steps)?;
+    advisories.args(checks).arg("advisories").current_dir(root());
+    let said = advisories.output().context("cargo-deny")?;
+    let text = String::from_utf8_lossy(&said.stderr);
+    if text.contains("failed to fetch advisory database") {
+        println!("xtask: advisories are not checked: their database cannot be reached");
+        return Ok(());
+    }
+    ensure!(said.status.success(), "advisories:\n{text}");
     Ok(())
 }
 

@@ -95,8 +95,10 @@ pub fn run(options: Options) -> Result<()> {
         true => println!("{}", report.json(failure.as_ref())),
         false => report.show(failure.as_ref()),
     }
+    let unproven = report.unproven();
     match failure {
-        None => Ok(()),
+        None if unproven.is_empty() => Ok(()),
+        None => bail!("too few kills came about to prove anything: {}", unproven.join("; ")),
         Some(failure) => bail!(
             "{} violations in round {} of seed {seed}: {}; the data are kept in {}",
             failure.violations.len(),

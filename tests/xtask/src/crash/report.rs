@@ -13,6 +13,12 @@ use super::rounds::Failure;
 /// How often progress is told.
 const EVERY: Duration = Duration::from_secs(10);
 
+/// So many aims at a phase without a kill there mean that its point is passed no more.
+const SEVERAL: u64 = 3;
+
+/// From so many aims on half of them must be kills.
+const MANY: u64 = 10;
+
 /// What has been done so far.
 pub struct Report {
     seed: u64,
@@ -23,6 +29,8 @@ pub struct Report {
     rounds: u64,
     /// Kills by the phase that the host was killed in, as it proved.
     kills: BTreeMap<Phase, u64>,
+    /// Rounds by the phase that they aimed at.
+    aims: BTreeMap<Phase, u64>,
     /// Rounds whose host did not come to its point in time, and was killed elsewhere.
     missed: u64,
     acknowledged: u64,
@@ -50,6 +58,7 @@ impl Report {
             told: now,
             rounds: 0,
             kills: Phase::all().map(|phase| (phase, 0)).collect(),
+            aims: BTreeMap::new(),
             missed: 0,
             acknowledged: 0,
             least: u64::MAX,
@@ -66,6 +75,7 @@ impl Report {
         if let Some(killed) = killed {
             *self.kills.entry(killed).or_default() += 1;
         }
+        *self.aims.entry(aimed).or_default() += 1;
         self.missed += u64::from(Some(aimed) != killed);
         self.acknowledged += acknowledged;
         self.least = self.least.min(acknowledged);
@@ -92,6 +102,19 @@ impl Report {
                 self.rounds, self.planned, self.acknowledged, left
             );
         }
+    }
+
+    /// The phases in which too few kills came about to prove anything: none of several that were aimed, or
+    /// less than half of many.
+    pub fn unproven(&self) -> Vec<String> {
+        let too_few = |(phase, &aims): (&Phase, &u64)| {
+            let kills = self.kills.get(phase).copied().unwrap_or_default();
+            let is_named = matches!(phase, Phase::Point(..));
+            let few = (kills == 0 && aims >= SEVERAL) || (kills < aims / 2 && aims >= MANY);
+            let (group, name) = phase.names();
+            (is_named && few).then(|| format!("{group}, {name}: {kills} kills of {aims} aimed"))
+        };
+        self.aims.iter().filter_map(too_few).collect()
     }
 
     /// The table of kills, and what was seen.
