@@ -9,7 +9,7 @@ use serde::de::value::BorrowedStrDeserializer;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Error;
 
-use super::{VERBATIM, special};
+use super::{ONES, VERBATIM, special};
 
 /// How deep arrays and objects are read here. `serde_json` allows a little more.
 const DEEPEST: u32 = 100;
@@ -78,6 +78,14 @@ impl<'de> Reader<'de> {
     /// The next byte that is not blank; `None` at the end.
     #[inline]
     fn peek(&mut self) -> Option<u8> {
+        match self.byte(self.at) {
+            Some(byte) if byte > b' ' => Some(byte),
+            _ => self.behind_blanks(),
+        }
+    }
+
+    #[inline(never)]
+    fn behind_blanks(&mut self) -> Option<u8> {
         loop {
             match self.byte(self.at) {
                 Some(b' ' | b'\n' | b'\t' | b'\r') => self.at += 1,
@@ -123,7 +131,8 @@ impl<'de> Reader<'de> {
             return self.escaped(start, end);
         }
         self.at = end + 1;
-        self.text.get(start..end).map(Text::Plain).ok_or(Unread)
+        // SAFETY: it is between two quotes of the text, which are letters of their own.
+        Ok(Text::Plain(unsafe { self.text.get_unchecked(start..end) }))
     }
 
     /// The string that begins before `start`, of which `at` is the first byte that is special.
@@ -149,7 +158,7 @@ impl<'de> Reader<'de> {
     fn visit_number<V: Visitor<'de>>(&mut self, visitor: V) -> Read<V::Value> {
         let negative = self.peek() == Some(b'-');
         let start = self.at + usize::from(negative);
-        let (mut end, mut number) = (start, 0u64);
+        let (mut end, mut number) = self.first_digits(start);
         while let Some(digit @ b'0'..=b'9') = self.byte(end) {
             number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
             end += 1;
@@ -168,6 +177,27 @@ impl<'de> Reader<'de> {
             true => visitor.visit_i64(-(number as i64)),
             false => visitor.visit_u64(number),
         }
+    }
+
+    /// The end of the digits at `at`, of eight at most, and their number; `at` and 0 where fewer than
+    /// eight bytes are left.
+    #[inline]
+    fn first_digits(&self, at: usize) -> (usize, u64) {
+        let Some(word) = self.text.as_bytes().get(at..).and_then(|rest| rest.first_chunk()) else {
+            return (at, 0);
+        };
+        let digits = u64::from_le_bytes(*word) ^ (0x30 * ONES);
+        // The high bit of each byte that is no digit, and perhaps of some behind the first of them.
+        let others = (digits.wrapping_add(0x76 * ONES) | digits) & (0x80 * ONES);
+        let bits = others.trailing_zeros() & !7;
+        if bits == 0 {
+            return (at, 0);
+        }
+        // Zeros before them make them eight; then neighbours are joined three times.
+        let pairs =
+            ((digits << (64 - bits)).wrapping_mul(10 << 8 | 1) >> 8) & 0x00ff_00ff_00ff_00ff;
+        let fours = (pairs.wrapping_mul(100 << 16 | 1) >> 16) & 0x0000_ffff_0000_ffff;
+        (at + bits as usize / 8, fours.wrapping_mul(10_000 << 32 | 1) >> 32)
     }
 
     #[cold]
@@ -618,6 +648,23 @@ mod tests {
     /// What texts are spoiled with.
     const ODD: [char; 15] =
         ['[', ']', '{', '}', ':', ',', '"', '\\', ' ', '0', '-', '.', 'e', '\u{1}', 'é'];
+
+    #[test]
+    fn digits_end_where_something_else_begins() {
+        let digits = |text: &str| Reader { text, at: 0, depth: 0 }.first_digits(1);
+        for count in 1..=9 {
+            let number = "987654321"[..count].to_owned();
+            for behind in
+                ["        ", ",1111111", "}       ", "/2222222", ":3333333", "\u{ff}      "]
+            {
+                let few = count.min(8);
+                let expected = (1 + few, number[..few].parse().unwrap());
+                assert_eq!(digits(&format!("x{number}{behind}")), expected, "{number}{behind}");
+            }
+        }
+        assert_eq!(digits("x-1234567890"), (1, 0));
+        assert_eq!(digits("x1234567"), (1, 0), "fewer than eight bytes are left to others");
+    }
 
     #[test]
     fn every_text_is_what_serde_json_says() {

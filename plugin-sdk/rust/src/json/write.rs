@@ -29,6 +29,38 @@ fn is_plain(text: &[u8]) -> bool {
     found | special(last_word(text) | blank) == 0
 }
 
+/// Appends parts whose lengths the compiler knows, which it makes a few words of, looking for room once.
+#[inline(always)]
+fn join<const N: usize>(out: &mut Vec<u8>, parts: [&[u8]; N]) {
+    let bytes = parts.iter().map(|part| part.len()).sum();
+    out.reserve(bytes);
+    // SAFETY: there is room for all of them, and what the length then covers was written.
+    unsafe {
+        let mut to = out.as_mut_ptr().add(out.len());
+        for part in parts {
+            to.copy_from_nonoverlapping(part.as_ptr(), part.len());
+            to = to.add(part.len());
+        }
+        out.set_len(out.len() + bytes);
+    }
+}
+
+/// Appends a number of eight digits at most, all of which are found at once.
+#[inline]
+fn append_digits(out: &mut Vec<u8>, number: u32) {
+    // Two numbers of four digits in a word, then four of two, then eight digits, the first lowest.
+    let fours = u64::from(number / 10_000) | u64::from(number % 10_000) << 32;
+    let hundreds = ((fours * 10_486) >> 20) & 0x0000_007f_0000_007f;
+    let twos = hundreds | (fours - hundreds * 100) << 16;
+    let tens = ((twos * 103) >> 10) & 0x000f_000f_000f_000f;
+    let digits = tens | (twos - tens * 10) << 8;
+    // Without zeros before the first digit that is none; the last one stays.
+    let zeros = (digits.trailing_zeros() / 8).min(7);
+    let letters = (digits | 0x30 * ONES) >> (8 * zeros);
+    out.extend_from_slice(&letters.to_le_bytes());
+    out.truncate(out.len() - zeros as usize);
+}
+
 /// Writes one value.
 struct Writer<'a>(&'a mut Vec<u8>);
 
@@ -45,8 +77,14 @@ impl<'a> Writer<'a> {
     }
 
     #[inline]
-    fn integer(self, integer: impl itoa::Integer) -> Result {
-        append(self.0, itoa::Buffer::new().format(integer).as_bytes());
+    fn integer<T: itoa::Integer + Copy>(self, integer: T) -> Result
+    where
+        u32: TryFrom<T>,
+    {
+        match u32::try_from(integer) {
+            Ok(few) if few < 100_000_000 => append_digits(self.0, few),
+            _ => append(self.0, itoa::Buffer::new().format(integer).as_bytes()),
+        }
         Ok(())
     }
 
@@ -106,16 +144,15 @@ impl Parts<'_> {
         if self.verbatim {
             return self.text_within(value);
         }
-        self.comma();
         if is_plain(name.as_bytes()) {
-            self.out.reserve(name.len() + 3);
-            self.out.push(b'"');
-            self.out.extend_from_slice(name.as_bytes());
-            self.out.push(b'"');
+            let open: &[u8] = if self.first { b"\"" } else { b",\"" };
+            self.first = false;
+            join(self.out, [open, name.as_bytes(), b"\":"]);
         } else {
+            self.comma();
             Writer(self.out).by_serde_json(name)?;
+            self.out.push(b':');
         }
-        self.out.push(b':');
         value.serialize(Writer(self.out))
     }
 
@@ -378,6 +415,19 @@ mod tests {
         #[serde(flatten)]
         rest: BTreeMap<i32, f64>,
         kinds: Vec<Kind>,
+    }
+
+    #[test]
+    fn digits_are_those_of_the_number() {
+        let edges = (0..8).flat_map(|power| {
+            let ten = 10_u32.pow(power);
+            [ten - 1, ten, ten + 1]
+        });
+        for number in edges.chain((0..100_000_000).step_by(997)).chain([99_999_999]) {
+            let mut out = b"x".to_vec();
+            append_digits(&mut out, number);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("x{number}"));
+        }
     }
 
     #[test]
