@@ -163,7 +163,7 @@ pub enum CommitError {
     },
     /// The disk is nearly full.
     #[error(
-        "disk nearly full: {free_bytes} bytes are free, this may take {takes_bytes}, and {min_free_bytes} must stay free; make space or lower storage.min_free_bytes"
+        "disk nearly full: {free_bytes} bytes are free, this may take {takes_bytes} with what is still to be written for others, and {min_free_bytes} must stay free; make space or lower storage.min_free_bytes"
     )]
     DiskFull {
         /// Free bytes.

@@ -37,9 +37,11 @@ const COMMIT_BYTES: usize = 128 << 20;
 const STALL_HEADS: u64 = 4;
 /// … but no longer than this for each group.
 const STALL: Duration = Duration::from_millis(500);
-/// What a byte of a commit takes on disk before anything of it is given back: in the head's own log, and
-/// in the file that it is sealed into.
-const BYTES_ON_DISK: u64 = 2;
+/// What a byte of a commit takes on disk before anything of it is given back: in the head's own log, which
+/// sled writes anew as it clears it, in the file that it is sealed into, and in a copy of the head.
+const BYTES_ON_DISK: u64 = 4;
+/// What a byte that the head holds will still take: in a file, and in a copy of the head.
+const OWED_BYTES: u64 = 2;
 
 type Answer = Box<dyn FnOnce(Result<Committed, CommitError>) + Send>;
 
@@ -596,23 +598,27 @@ fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
 /// What the disk has left for a group of commits: asked for each, as a second of writing can be more than
 /// what has to stay free.
 struct FreeSpace {
-    /// Once it was asked.
-    bytes: Option<u64>,
+    /// Once it was asked, with what the head will still take then.
+    bytes: Option<(u64, u64)>,
 }
 
 impl FreeSpace {
     /// Takes room for a commit of `size_bytes`, if enough stays free beside it.
     fn take(&mut self, shared: &Shared, size_bytes: u64) -> Result<(), CommitError> {
-        let ask = || shared.fs.free_bytes(shared.storage.dir()).unwrap_or(u64::MAX);
-        let free_bytes = self.bytes.unwrap_or_else(ask);
-        self.bytes = Some(free_bytes);
+        let ask = || {
+            let free = shared.fs.free_bytes(shared.storage.dir()).unwrap_or(u64::MAX);
+            (free, shared.head_bytes() * OWED_BYTES)
+        };
+        let (free_bytes, owed) = self.bytes.unwrap_or_else(ask);
+        self.bytes = Some((free_bytes, owed));
         let takes_bytes = size_bytes.saturating_mul(BYTES_ON_DISK);
         let min_free_bytes = shared.config.min_free_bytes;
         let left = free_bytes.saturating_sub(takes_bytes);
-        if left < min_free_bytes {
+        if left.saturating_sub(owed) < min_free_bytes {
+            let takes_bytes = takes_bytes.saturating_add(owed);
             return Err(CommitError::DiskFull { free_bytes, takes_bytes, min_free_bytes });
         }
-        self.bytes = Some(left);
+        self.bytes = Some((left, owed));
         Ok(())
     }
 }
