@@ -46,13 +46,11 @@ impl<'a> Column<'a> {
 
     /// Whether every entry is UTF-8.
     pub(crate) fn is_text(&self) -> bool {
-        let (words, rest) = self.data.as_chunks::<8>();
-        let bits = words.iter().fold(0, |bits, word| bits | u64::from_le_bytes(*word));
-        let is_ascii = bits & (0x80 * u64::from_le_bytes([1; 8])) == 0 && rest.is_ascii();
         let is_boundary = |end: &u32| {
             self.data.get(*end as usize).is_none_or(|byte| !(0x80..0xc0).contains(byte))
         };
-        is_ascii || (std::str::from_utf8(self.data).is_ok() && self.ends.iter().all(is_boundary))
+        is_ascii(self.data)
+            || (std::str::from_utf8(self.data).is_ok() && self.ends.iter().all(is_boundary))
     }
 
     /// Entry `i` as text; `None` where it is null or not UTF-8. `all_text` is what
@@ -81,6 +79,26 @@ impl<'a> Column<'a> {
     pub fn data(&self) -> &'a [u8] {
         self.data
     }
+}
+
+/// Whether all bytes are ASCII, looked at in vectors: a batch's values are many.
+#[cfg(target_arch = "wasm32")]
+#[target_feature(enable = "simd128")]
+fn is_ascii(bytes: &[u8]) -> bool {
+    use std::arch::wasm32::{u8x16_bitmask, u64x2, v128_or};
+    let word = |half: &[u8]| half.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+    let vector = |chunk: &[u8]| u64x2(word(chunk), word(&chunk[8..]));
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    let all = chunks.iter().fold(u64x2(0, 0), |all, chunk| {
+        let [a, b, c, d] = [0, 16, 32, 48].map(|at| vector(&chunk[at..at + 16]));
+        v128_or(all, v128_or(v128_or(a, b), v128_or(c, d)))
+    });
+    u8x16_bitmask(all) == 0 && rest.is_ascii()
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+fn is_ascii(bytes: &[u8]) -> bool {
+    bytes.is_ascii()
 }
 
 /// A column that is being written.

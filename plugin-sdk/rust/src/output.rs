@@ -115,8 +115,16 @@ impl<K: Format, V: Format> Output<K, V> {
     /// Sends the record on as it is: key, value, timestamp and headers, whatever the output's types.
     pub fn forward(&self, record: &Record<'_>) -> Result<()> {
         self.call.check_values()?;
+        if !record.has_headers_in_batch() {
+            return self.forward_with(record, &Options::default());
+        }
         let headers: Vec<_> = record.headers().collect();
         let headers = headers.iter().map(|(name, value)| (name.as_ref(), *value)).collect();
+        self.forward_with(record, &Options { headers, ..Options::default() })
+    }
+
+    #[inline]
+    fn forward_with(&self, record: &Record<'_>, options: &Options<'_>) -> Result<()> {
         let bytes = |column: Option<&[u8]>, out: &mut Vec<u8>| {
             append(out, column.unwrap_or_default());
             Ok(column.is_some())
@@ -125,7 +133,7 @@ impl<K: Format, V: Format> Output<K, V> {
             &self.call,
             |out| bytes(record.key(), out),
             |out| bytes(record.value(), out),
-            &Options { headers, ..Options::default() },
+            options,
         )
     }
 

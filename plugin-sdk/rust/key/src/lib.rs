@@ -255,7 +255,7 @@ fn find_zero(bytes: &[u8]) -> Option<usize> {
 /// which for a few bytes costs more than all else that is done with them: these are moved in words.
 #[inline]
 pub fn append(out: &mut Vec<u8>, bytes: &[u8]) {
-    const FEW: usize = 40;
+    const FEW: usize = 128;
     if bytes.len() > FEW {
         return out.extend_from_slice(bytes);
     }

@@ -159,9 +159,12 @@ impl<'de> Reader<'de> {
         let negative = self.peek() == Some(b'-');
         let start = self.at + usize::from(negative);
         let (mut end, mut number) = self.first_digits(start);
-        while let Some(digit @ b'0'..=b'9') = self.byte(end) {
-            number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
-            end += 1;
+        // Else something else follows.
+        if end == start || end == start + 8 {
+            while let Some(digit @ b'0'..=b'9') = self.byte(end) {
+                number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+                end += 1;
+            }
         }
         let digits = end - start;
         // Also a number with a zero before it, which is none; and -0, which is not an integer.
@@ -406,13 +409,13 @@ impl Parts<'_, '_> {
     /// Whether there is another part, which is next then.
     #[inline]
     fn another(&mut self, close: u8) -> Read<bool> {
-        if self.reader.peek() == Some(close) {
+        let next = self.reader.peek();
+        if next == Some(close) {
             return Ok(false);
         }
-        if !self.first {
-            self.reader.expect(b',')?;
+        if !std::mem::take(&mut self.first) {
+            (next == Some(b',')).then(|| self.reader.at += 1).ok_or(Unread)?;
         }
-        self.first = false;
         Ok(true)
     }
 }
