@@ -234,7 +234,7 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
                 if let Some(partition) = gone {
                     let mut state = partition.state.write();
                     state.deleted = true;
-                    state.segments.drain(..).for_each(|segment| segment.doom());
+                    shared.let_go_later(state.segments.drain(..).collect());
                     let end = state.tail.len();
                     drop_runs(shared, &partition, &mut state, end);
                     drop(state);
@@ -275,13 +275,10 @@ fn publish(shared: &Shared, effect: Effect, touched: &mut Vec<Arc<Partition>>) {
             if let Some(partition) = shared.partition(log, p) {
                 let mut state = partition.state.write();
                 state.log_start = state.log_start.max(start);
-                state.segments.retain(|segment| {
-                    let gone = segments.contains(&segment.entry.first);
-                    if gone {
-                        segment.doom();
-                    }
-                    !gone
-                });
+                let is_gone = |segment: &Arc<Segment>| segments.contains(&segment.entry.first);
+                let (gone, left) = state.segments.drain(..).partition(is_gone);
+                state.segments = left;
+                shared.let_go_later(gone);
                 let gone = state.run_at(start);
                 drop_runs(shared, &partition, &mut state, gone);
                 drop(state);

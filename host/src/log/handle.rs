@@ -14,7 +14,7 @@ use super::committer::{self, Catalog, Done, Request};
 use super::partition::{Partition, Registry};
 use super::recovery::{SEGMENTS_DIR, recover};
 use super::sealer::{self, Task};
-use super::segment::SegmentPlace;
+use super::segment::{Segment, SegmentPlace};
 use super::topics::Topics;
 use crate::clock::SharedClock;
 use crate::storage::{self, FileSystem, Pace, Storage};
@@ -145,6 +145,15 @@ impl Shared {
         if !keys.is_empty() {
             // What is not removed now is removed at the next start.
             let _ = self.tasks.send(Task::Remove(keys));
+        }
+    }
+
+    /// Lets go of segments that a commit doomed, elsewhere: removing a file takes the time of a commit.
+    pub(super) fn let_go_later(&self, segments: Vec<Arc<Segment>>) {
+        segments.iter().for_each(|segment| segment.doom());
+        if !segments.is_empty() {
+            // Once the sealer has ended they go here.
+            let _ = self.tasks.send(Task::LetGo(segments));
         }
     }
 

@@ -1,4 +1,5 @@
-//! Moves durable records from the head into segment files, and removes what the head no longer needs.
+//! Moves durable records from the head into segment files, and removes what the head no longer needs, and
+//! files of what was deleted.
 //!
 //! **Invariant:** a key of the head goes only after the commit that made it superfluous is durable, and
 //! removing it twice or not at all changes nothing. Only durable records are sealed.
@@ -11,7 +12,7 @@ use super::committer::{Done, Request};
 use super::handle::Shared;
 use super::keys;
 use super::partition::{Partition, Run};
-use super::segment::SegmentFile;
+use super::segment::{Segment, SegmentFile};
 use crate::storage::{Pace, WriteBatch, crash_point};
 use crate::threads::{Condvar, Mutex, Receiver, Sender, channel};
 
@@ -27,6 +28,8 @@ pub(super) enum Task {
     Check,
     /// Keys that a commit made superfluous.
     Remove(Vec<Vec<u8>>),
+    /// Segments that a commit doomed: the file of each goes with the last who has it.
+    LetGo(Vec<Arc<Segment>>),
     /// End.
     Stop,
 }
@@ -43,6 +46,9 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Send
                 {}
             }
             Task::Remove(keys) => remove(shared, &keys),
+            Task::LetGo(segments) => {
+                segments.into_iter().for_each(|segment| at_rest(shared, || drop(segment)));
+            }
             Task::Stop => return,
         }
     }
@@ -104,24 +110,33 @@ pub(super) fn head_keys<'a>(
     runs.into_iter().map(key).collect()
 }
 
-/// Removes keys, at rest for as long as each batch took: whoever waits for sled's lock gets it then. Without
-/// a rest this thread would take it again before one that has yielded its processor comes back.
 fn remove(shared: &Shared, keys: &[Vec<u8>]) {
-    let (rest, never) = (Mutex::new(()), Condvar::new());
     for chunk in keys.chunks(REMOVE_KEYS) {
-        let began = shared.clock.monotonic();
         let mut batch = WriteBatch::default();
         for key in chunk {
             batch.delete(key.as_slice());
         }
-        if let Err(e) = shared.storage.apply(batch) {
+        let applied = at_rest(shared, || {
+            let applied = shared.storage.apply(batch);
+            crash_point("seal-removed");
+            applied
+        });
+        if let Err(e) = applied {
             tracing::error!("cannot remove sealed records from the head: {e}");
             return;
         }
-        crash_point("seal-removed");
-        if !shared.closing.load(Ordering::SeqCst) {
-            let took = shared.clock.monotonic().saturating_sub(began);
-            never.wait_for(&mut rest.lock(), took.min(LONGEST_REST));
-        }
     }
+}
+
+/// Does `work`, then rests for as long as it took: whoever waits for sled's lock or the file system gets it
+/// then. Without a rest this thread would take it again before one that has yielded its processor comes
+/// back.
+fn at_rest<T>(shared: &Shared, work: impl FnOnce() -> T) -> T {
+    let began = shared.clock.monotonic();
+    let done = work();
+    if !shared.closing.load(Ordering::SeqCst) {
+        let took = shared.clock.monotonic().saturating_sub(began);
+        Condvar::new().wait_for(&mut Mutex::new(()).lock(), took.min(LONGEST_REST));
+    }
+    done
 }
