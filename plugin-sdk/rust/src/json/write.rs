@@ -56,7 +56,7 @@ fn append_digits(out: &mut Vec<u8>, number: u32) {
     let digits = tens | (twos - tens * 10) << 8;
     // Without zeros before the first digit that is none; the last one stays.
     let zeros = (digits.trailing_zeros() / 8).min(7);
-    let letters = (digits | 0x30 * ONES) >> (8 * zeros);
+    let letters = (digits | (0x30 * ONES)) >> (8 * zeros);
     out.extend_from_slice(&letters.to_le_bytes());
     out.truncate(out.len() - zeros as usize);
 }
