@@ -56,7 +56,7 @@ pub fn warn_of_tests() {
         ("ANABRANCH_LEAVE_OUT", "leaves out what makes acknowledged records durable"),
     ] {
         if let Ok(value) = std::env::var(name) {
-            tracing::error!("{name}={value} is set: this host {what}, for tests; unset it else");
+            tracing::warn!("{name}={value} is set: this host {what}, for tests; unset it else");
         }
     }
 }
