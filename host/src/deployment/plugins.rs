@@ -77,7 +77,8 @@ impl Registry {
     /// When there is none, or one runs it.
     pub fn delete_plugin(&self, digest: &Digest) -> Result<(), Error> {
         let _used_by_nobody_new = self.inner.plugin_use.write();
-        let component = self.plugins_component(digest)?;
+        self.plugin(digest)?;
+        let component = self.inner.plugins.read().get(digest).and_then(|record| record.component);
         let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
         for deployment in deployments {
             let state = deployment.state.lock();
@@ -105,12 +106,6 @@ impl Registry {
             self.inner.runtime.forget(&component);
         }
         Ok(())
-    }
-
-    /// The digest of a plugin's component, where the catalogue has it.
-    fn plugins_component(&self, digest: &Digest) -> Result<Option<Digest>, Error> {
-        self.plugin(digest)?;
-        Ok(self.inner.plugins.read().get(digest).and_then(|record| record.component))
     }
 
     /// All plugins, by digest.

@@ -110,6 +110,7 @@ pub(super) fn head_keys<'a>(
     runs.into_iter().map(key).collect()
 }
 
+/// Removes keys, a few in a batch.
 fn remove(shared: &Shared, keys: &[Vec<u8>]) {
     for chunk in keys.chunks(REMOVE_KEYS) {
         let mut batch = WriteBatch::default();

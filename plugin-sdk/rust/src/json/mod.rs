@@ -1,7 +1,7 @@
 //! JSON as `serde_json` reads and writes it, at less cost in a sandbox.
 //!
 //! `serde_json` looks at each byte of a string, names of fields included, and each step of a loop has a price
-//! in a guest. Here a string is looked at in words of eight bytes. What is rare or intricate is left to
+//! in a guest. Here a string is looked at in words of eight bytes, and so is a number. What is rare or intricate is left to
 //! `serde_json`.
 //!
 //! **Invariant:** what [`write()`] appends is what `serde_json::to_vec` gives, and what [`read()`] gives is
