@@ -176,13 +176,14 @@ section!(
 section!(
     /// `[tasks]`: how plugins are run.
     Tasks {
-        /// Worker threads; 0 is one a core.
+        /// Worker threads for live work, and as many for replays; 0 is one a core.
         workers: usize = 0,
         /// Most records of a batch handed to a plugin.
         batch_max_records: usize = 4_096,
         /// Most bytes of a batch handed to a plugin; one record larger than this is a batch alone.
         batch_max_bytes: usize = 4 << 20,
-        /// Share of the workers' time, in percent, that replays get while live work wants it all.
+        /// Share of a processor, in percent, that a replay's thread gets beside a live one that wants it all;
+        /// from 50 on, as much as that.
         replay_share: u32 = 25,
         /// Bytes of outputs and state changes that a live task gathers before it waits for its commit.
         commit_max_bytes: usize = 4 << 20,

@@ -479,6 +479,32 @@ fn a_lease_waits_for_those_who_still_read() {
 }
 
 #[test]
+fn a_warm_generation_that_fails_stays_for_those_who_still_read() {
+    let host = Host::start();
+    host.partitions("in", 1);
+    deploy(&host, "up", &["in"], &json!({ "config": { "traps_at": 250 }, "on_poison": "stop" }));
+    deploy(&host, "down", &["up-out"], &json!({}));
+    host.append("in", &records(&mut fastrand::Rng::with_seed(1), 200));
+    wait_idle(&host, "down");
+    host.post("/v1/deployments/down/pause", &json!({})).ok();
+    host.append("in", &records(&mut fastrand::Rng::with_seed(2), 30));
+    wait_idle(&host, "up");
+    swap(&host, "up", &json!({ "config": {} }));
+    host.wait_live("up", 2);
+    host.append("in", &records(&mut fastrand::Rng::with_seed(3), 50));
+    let first = |host: &Host| host.status("up")["generations"][0].clone();
+    wait_until("the warm generation fails", || first(&host)["tasks"][0]["failure"].is_string());
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert_eq!(first(&host)["phase"], "warm", "30 records of it are not read yet");
+    let reply = host.post("/v1/deployments/up/rollback", &json!({}));
+    reply.refused(409, "no_warm_generation", &["generation 1", "asked to trap there"]);
+    host.post("/v1/deployments/down/resume", &json!({})).ok();
+    host.wait_processed("down", 1, 280);
+    wait_until("what was read is let go", || first(&host)["phase"] == "failed");
+    assert!(first(&host)["failure"].as_str().unwrap().contains("asked to trap there"));
+}
+
+#[test]
 fn several_inputs_are_taken_in_one_order_by_all_generations() {
     let seed = seed();
     let mut random = fastrand::Rng::with_seed(seed);

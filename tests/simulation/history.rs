@@ -288,6 +288,8 @@ fn try_open(world: &World) -> Result<Registry, Error> {
 
 /// One life of the host: from opening it to the end of all work, or to its loss.
 fn life(world: &Arc<World>) {
+    // The one before may have been lost when it was nearly over.
+    world.journal().over = false;
     let registry = match try_open(world) {
         Err(error) if world.is_blamed(&error.message) => return,
         opened => opened.unwrap_or_else(|error| panic!("the host does not open: {error}")),

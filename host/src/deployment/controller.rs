@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lifecycle::begin;
+use super::record::{GenerationLogs, GenerationRecord};
 use super::registry::{Deployment, DeploymentState};
-use super::{Approve, Error, Phase, Registry};
+use super::{Approve, Error, Kind, Phase, Registry};
 use crate::log::{Commit, Mount};
 use crate::storage::crash_point;
 use crate::task::RunState;
-use crate::types::{DeploymentId, GenerationNumber, LogId, Offset};
+use crate::types::{DeploymentId, GenerationNumber, LogId, Offset, TopicName};
 
 /// How long the controller sleeps when it knows of nothing that is due sooner.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -26,11 +27,11 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// What a deployment needs next.
 enum Next {
     Nothing,
-    Fail(GenerationNumber, String),
+    /// A generation is over: as one that failed, for a reason, or as one that is retired.
+    End(GenerationNumber, Option<String>),
     LiveFailed(String),
     CaughtUp(GenerationNumber),
     Flip(GenerationNumber),
-    Retire(GenerationNumber),
 }
 
 /// A deployment that is to be looked at again without being asked.
@@ -90,10 +91,18 @@ impl Registry {
         if tasks().any(|task| blocked(task.run_state())) {
             return Some(Due { at: now + Duration::from_secs(1), retry: None });
         }
-        let leases = state.record.generations.iter().filter_map(|g| g.warm_until_ms);
-        let left = leases.min()?.saturating_sub(self.inner.clock.now_ms()).max(0).unsigned_abs();
-        // A lease that is over and still there waits for those who read what it would take away.
-        let wait = if left == 0 { Duration::from_secs(1) } else { Duration::from_millis(left) };
+        let now_ms = self.inner.clock.now_ms();
+        let left = state.record.generations.iter().filter_map(|g| {
+            if warm_failure(&state, g).is_some() {
+                return Some(0);
+            }
+            Some(g.warm_until_ms?.saturating_sub(now_ms).max(0).unsigned_abs())
+        });
+        // One that is over and still there waits for those who read what it would take away.
+        let wait = match left.min()? {
+            0 => Duration::from_secs(1),
+            left => Duration::from_millis(left),
+        };
         Some(Due { at: now + wait, retry: None })
     }
 
@@ -128,16 +137,22 @@ impl Registry {
         match next {
             Next::Nothing => Ok(()),
             Next::Flip(number) => self.flip(deployment, number, "promoted"),
-            Next::Fail(number, reason) => {
-                let message = format!("generation {number} of {name} failed: {reason}");
-                self.end_generation(deployment, number, Phase::Failed, Some(reason))?;
-                self.inner.events.tell("failed", &name, Some(number.0), message);
-                Ok(())
-            }
-            Next::Retire(number) => {
-                self.end_generation(deployment, number, Phase::Retired, None)?;
-                let message = format!("generation {number} of {name} is retired");
-                self.inner.events.tell("retired", &name, Some(number.0), message);
+            Next::End(number, reason) => {
+                // A generation that is being made may begin where nobody is seen to read yet.
+                let Some(_stays) = self.inner.basis.try_write() else {
+                    let message = "a generation is being made, which may read what would go";
+                    return Err(Error::new(Kind::Conflict, "operation_under_way", message));
+                };
+                if !matches!(self.next_for(deployment), Next::End(still, _) if still == number) {
+                    return Ok(());
+                }
+                let (phase, kind, what) = match &reason {
+                    Some(reason) => (Phase::Failed, "failed", format!("failed: {reason}")),
+                    None => (Phase::Retired, "retired", "is retired".to_owned()),
+                };
+                self.end_generation(deployment, number, phase, reason)?;
+                let message = format!("generation {number} of {name} {what}");
+                self.inner.events.tell(kind, &name, Some(number.0), message);
                 Ok(())
             }
             Next::LiveFailed(reason) => {
@@ -169,33 +184,34 @@ impl Registry {
     }
 
     fn next_for(&self, deployment: &Deployment) -> Next {
-        let over = {
+        let over: Vec<_> = {
             let state = deployment.state.lock();
             let next = next_of_tasks(&state);
             if !matches!(next, Next::Nothing) {
                 return next;
             }
             let now = self.inner.clock.now_ms();
-            let record = &state.record;
-            let over = record
-                .generations
-                .iter()
-                .find(|g| g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now));
-            let logs = |logs: &super::record::GenerationLogs| {
-                logs.mounted().map(|o| (o.topic.clone(), o.log)).collect::<Vec<_>>()
+            let over = |g: &GenerationRecord| {
+                let failure = warm_failure(&state, g);
+                let is_over =
+                    g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now);
+                let logs = g.logs.iter().flat_map(GenerationLogs::mounted);
+                let logs: Vec<_> = logs.map(|o| (o.topic.clone(), o.log)).collect();
+                (failure.is_some() || is_over).then_some((g.number, failure, logs))
             };
-            over.map(|g| (g.number, g.logs.as_ref().map(logs).unwrap_or_default()))
+            state.record.generations.iter().filter_map(over).collect()
         };
-        match over {
-            Some((number, logs)) if !logs.iter().any(|(topic, log)| self.is_read(topic, *log)) => {
-                Next::Retire(number)
-            }
-            _ => Next::Nothing,
+        let may_go = |logs: &[(TopicName, LogId)]| {
+            !logs.iter().any(|(topic, log)| self.is_read(topic, *log))
+        };
+        match over.into_iter().find(|(_, _, logs)| may_go(logs)) {
+            Some((number, failure, _)) => Next::End(number, failure),
+            None => Next::Nothing,
         }
     }
 
     /// Whether a task of any deployment still has records of a log to read under a topic's name.
-    fn is_read(&self, name: &crate::types::TopicName, log: LogId) -> bool {
+    fn is_read(&self, name: &TopicName, log: LogId) -> bool {
         let Some(topic) = self.inner.log.topics().get(name) else { return false };
         let mounts = topic.state().mounts.clone();
         let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();
@@ -204,7 +220,7 @@ impl Registry {
             let inputs = &state.record.spec.inputs;
             let Some(input) = inputs.iter().position(|input| input == name) else { return false };
             // Where one stands that does not run, for want of its plugin or in safe mode, is not known here.
-            let runs = |g: &super::record::GenerationRecord| state.running.contains_key(&g.number);
+            let runs = |g: &GenerationRecord| state.running.contains_key(&g.number);
             if !state.record.generations.iter().filter(|g| g.phase.runs()).all(runs) {
                 return true;
             }
@@ -228,6 +244,15 @@ fn has_left(mount: &Mount, partition: usize, at: Offset) -> bool {
     next < end
 }
 
+/// Why a warm generation failed, if it did. It is not over before what it made was read.
+pub(super) fn warm_failure(
+    state: &DeploymentState,
+    generation: &GenerationRecord,
+) -> Option<String> {
+    let running = state.running.get(&generation.number)?;
+    if generation.phase == Phase::Warm { running.failure() } else { None }
+}
+
 /// What the tasks of a deployment ask for.
 fn next_of_tasks(state: &DeploymentState) -> Next {
     let live = state.running.get(&state.record.live);
@@ -240,11 +265,10 @@ fn next_of_tasks(state: &DeploymentState) -> Next {
     for generation in state.record.generations.iter().filter(|g| g.phase.runs()) {
         let Some(running) = state.running.get(&generation.number) else { continue };
         if let Some(reason) = running.failure() {
-            if generation.phase != Phase::Live {
-                return Next::Fail(generation.number, reason);
-            }
-            if generation.failure.is_none() {
-                return Next::LiveFailed(reason);
+            match generation.phase {
+                Phase::Live if generation.failure.is_none() => return Next::LiveFailed(reason),
+                Phase::Live | Phase::Warm => {}
+                _ => return Next::End(generation.number, Some(reason)),
             }
         }
         let ready = running.has_caught_up() && settled;

@@ -131,7 +131,7 @@ impl Registry {
             );
             return Err(Error::new(Kind::Conflict, "deployment_exists", message));
         }
-        let _plugin_stays = self.inner.plugin_use.read();
+        let _basis_stays = self.inner.basis.read();
         let (digest, plugin) = self.plugin_of(&spec.plugin)?;
         self.check_fit(spec, &plugin, &spec.config)?;
         let tasks = self.task_count(spec)?;

@@ -76,7 +76,7 @@ impl Registry {
     /// # Errors
     /// When there is none, or one runs it.
     pub fn delete_plugin(&self, digest: &Digest) -> Result<(), Error> {
-        let _used_by_nobody_new = self.inner.plugin_use.write();
+        let _used_by_nobody_new = self.inner.basis.write();
         self.plugin(digest)?;
         let component = self.inner.plugins.read().get(digest).and_then(|record| record.component);
         let deployments: Vec<_> = self.inner.deployments.read().values().cloned().collect();

@@ -25,7 +25,7 @@ use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::log::{Commit, CommitError, Log, LogConfig, LogKind, LogSpec};
 use crate::plugin::{self, Plugin, Runtime};
-use crate::storage::{self, FileSystem, OsFileSystem, Storage, crash_point};
+use crate::storage::{self, FileSystem, Niceness, OsFileSystem, Storage, crash_point};
 use crate::task::{BulkThreads, Environment, StateOf, Workers, quarantine_checkpoints};
 use crate::threads::{self, Condvar, JoinHandle, Mutex, RwLock};
 use crate::types::{DeploymentId, DeploymentName, Digest, GenerationNumber, LogId, PartitionId};
@@ -114,8 +114,9 @@ pub(super) struct Inner {
     pub deployments: RwLock<BTreeMap<DeploymentName, Arc<Deployment>>>,
     /// Held while names are taken or freed: deploys, deletions, new topics.
     pub naming: Mutex<()>,
-    /// Held to read while a generation is made of a plugin, and to write while one is deleted.
-    pub plugin_use: RwLock<()>,
+    /// Held to read while a generation is made of what is there, a plugin and mounts to begin in, until its
+    /// deployment shows it; to write while such a thing is taken away.
+    pub basis: RwLock<()>,
     pub safe: bool,
     pub backups: Backups,
     head_copies: Mutex<Option<HeadCopies>>,
@@ -198,14 +199,14 @@ impl Registry {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
         };
-        let workers = Workers::start(count, config.tasks.replay_share, Arc::clone(&clock))
-            .map_err(machine)?;
+        let niceness = Niceness::of_share(config.tasks.replay_share);
+        let workers = Workers::start(count, niceness, Arc::clone(&clock)).map_err(machine)?;
         let metrics = Arc::new(HostMetrics::new(Arc::clone(&clock)));
         let env = Arc::new(Environment {
             log: log.clone(),
             clock: Arc::clone(&clock),
             config: config.tasks.clone(),
-            bulk: BulkThreads::start(count).map_err(machine)?,
+            bulk: BulkThreads::start(count, niceness).map_err(machine)?,
             file_system: Arc::clone(&file_system),
             checkpoint_dir: dir.join("checkpoints"),
             observer: Arc::clone(&metrics) as Arc<_>,
@@ -232,7 +233,7 @@ impl Registry {
                 attention: Arc::default(),
                 deployments: RwLock::default(),
                 naming: Mutex::default(),
-                plugin_use: RwLock::default(),
+                basis: RwLock::default(),
                 safe,
                 backups,
                 head_copies: Mutex::new(Some(head_copies)),

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::controller::warm_failure;
 use super::flip::Flip;
 use super::generation::Draft;
 use super::lifecycle::begin;
@@ -27,7 +28,7 @@ impl Registry {
         let deployment = self.find(name)?;
         let _operation = begin(&deployment)?;
         request.check_reason()?;
-        let _plugin_stays = self.inner.plugin_use.read();
+        let _basis_stays = self.inner.basis.read();
         let (digest, plugin) = self.plugin_of(&request.plugin)?;
         let mut state = deployment.state.lock();
         if let Some(candidate) = state.record.candidate() {
@@ -159,13 +160,22 @@ impl Registry {
     pub fn rollback(&self, name: &str) -> Result<DeploymentStatus, Error> {
         let deployment = self.find(name)?;
         let _operation = begin(&deployment)?;
-        let warm = deployment.state.lock().record.warm().map(|g| g.number);
-        let Some(warm) = warm else {
+        let warm = {
+            let state = deployment.state.lock();
+            state.record.warm().map(|warm| (warm.number, warm_failure(&state, warm)))
+        };
+        let Some((warm, failure)) = warm else {
             let message = format!(
                 "{name} has no warm generation to go back to: its lease has ended, or it was never swapped; swap to the old plugin instead"
             );
             return Err(Error::new(Kind::Conflict, "no_warm_generation", message));
         };
+        if let Some(reason) = failure {
+            let message = format!(
+                "the warm generation of {name}, generation {warm}, failed: {reason}; swap to its plugin instead"
+            );
+            return Err(Error::new(Kind::Conflict, "no_warm_generation", message));
+        }
         self.flip(&deployment, warm, "rolled-back")?;
         self.deployment(name)
     }

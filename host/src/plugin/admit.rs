@@ -119,7 +119,7 @@ impl Runtime {
     /// Why they are no plugin that may be loaded.
     pub fn admit(&self, bytes: &[u8]) -> Result<Admitted, Refusal> {
         let judge = || {
-            stand_back(Niceness::Tenth);
+            stand_back(Niceness::TENTH);
             self.judge(bytes)
         };
         std::thread::scope(|scope| {

@@ -278,7 +278,7 @@ pub struct ChildLimits {
 /// result to standard output. Returns the exit code.
 pub fn child(work: Work, limits: ChildLimits) -> u8 {
     let done = || -> Result<(), Trouble> {
-        crate::storage::stand_back(crate::storage::Niceness::Tenth);
+        crate::storage::stand_back(crate::storage::Niceness::TENTH);
         end_with(limits.host).map_err(Trouble::machine)?;
         lower(limits).map_err(Trouble::machine)?;
         let engine = Engine::new(&engine_config()).map_err(Trouble::machine)?;

@@ -8,13 +8,23 @@ pub fn available_memory_bytes() -> Option<u64> {
     Some(kilobytes << 10)
 }
 
-/// How far threads stand back.
-#[derive(Debug, Clone, Copy)]
-pub enum Niceness {
+/// How far threads stand back: by how much their priority is lower than usual, 19 at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Niceness(i32);
+
+impl Niceness {
     /// What runs at the usual priority gets ten times as much.
-    Tenth = 10,
+    pub const TENTH: Self = Self(10);
     /// As far as can be: what runs at the usual priority gets seventy times as much.
-    Last = 19,
+    pub const LAST: Self = Self(19);
+
+    /// That of a thread which gets `percent` of a processor beside one of the usual priority; no thread
+    /// gets more than it.
+    pub fn of_share(percent: u32) -> Self {
+        // A step of niceness is a quarter more or less.
+        let share = f64::from(percent.clamp(1, 50)) / 100.0;
+        Self(((1.0 - share) / share).log(1.25).round().clamp(0.0, 19.0) as i32)
+    }
 }
 
 /// Has the calling thread stand back behind all that do not, for the rest of its life. A host needs
@@ -42,7 +52,7 @@ impl ThreadNumber {
             return;
         }
         if self.0.is_some()
-            && let Err(error) = rustix::process::setpriority_process(self.0, niceness as i32)
+            && let Err(error) = rustix::process::setpriority_process(self.0, niceness.0)
         {
             tracing::debug!(%error, "a thread keeps its priority");
         }
@@ -62,15 +72,22 @@ mod tests {
     }
 
     #[test]
+    fn shares_are_weights_of_the_system() {
+        // Linux gives 1,024 parts to a thread of the usual priority, and 335 to one of niceness 5.
+        let shares = [0, 10, 25, 50, 100].map(|percent| super::Niceness::of_share(percent).0);
+        assert_eq!(shares, [19, 10, 5, 0, 0]);
+    }
+
+    #[test]
     #[cfg(target_os = "linux")]
     fn one_thread_stands_back_and_no_other() {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
         let before = niceness();
         let other = std::thread::spawn(move || {
-            super::stand_back(super::Niceness::Tenth);
+            super::stand_back(super::Niceness::TENTH);
             niceness()
         });
-        assert_eq!(other.join().unwrap(), (super::Niceness::Tenth as i32).max(before));
+        assert_eq!(other.join().unwrap(), (super::Niceness::TENTH.0).max(before));
         assert_eq!(niceness(), before);
         let (tell, told) = std::sync::mpsc::channel();
         let (go, wait) = std::sync::mpsc::channel();
@@ -79,9 +96,9 @@ mod tests {
             wait.recv().unwrap();
             niceness()
         });
-        told.recv().unwrap().stand_back(super::Niceness::Last);
+        told.recv().unwrap().stand_back(super::Niceness::LAST);
         go.send(()).unwrap();
-        assert_eq!(other.join().unwrap(), super::Niceness::Last as i32);
+        assert_eq!(other.join().unwrap(), super::Niceness::LAST.0);
         assert_eq!(niceness(), before);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use crate::storage::{Niceness, stand_back};
 use crate::threads::{self, JoinHandle, Mutex, Receiver, Sender, channel};
 use crate::types::PartitionId;
 
@@ -23,16 +24,17 @@ pub struct BulkThreads {
 }
 
 impl BulkThreads {
-    /// `count` threads that write, and as many that wait for the disk.
+    /// `count` threads that write, and as many that wait for the disk; all stand back by `niceness`.
     ///
     /// # Errors
     /// When the machine gives no threads.
-    pub fn start(count: usize) -> std::io::Result<Self> {
+    pub fn start(count: usize, niceness: Niceness) -> std::io::Result<Self> {
         let mut threads = Vec::new();
         let mut thread = |name: String, queue: Receiver<Job>| -> std::io::Result<()> {
             // A job that panics has said so; those behind it have waited long enough.
             let run = |job: Job| drop(catch_unwind(AssertUnwindSafe(job)));
             threads.push(threads::spawn(name, move || {
+                stand_back(niceness);
                 while let Some(job) = queue.recv() {
                     run(job);
                 }

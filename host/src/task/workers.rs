@@ -1,8 +1,10 @@
 //! Worker threads: which task steps next.
 //!
-//! A task is in the queue when it has something to do. Live tasks go first; replays get a guaranteed
-//! minimum share of the busy time and whatever live work leaves. Among equals whoever has had the least
-//! time goes first, so that one whose steps take a hundred times as long as another's gets no more.
+//! A task is in a queue when it has something to do: live tasks in one, replays in another, which has
+//! workers of its own, as many and of lower priority. So the system gives a processor to live work as
+//! soon as there is some, also in the middle of a replay's step, and replays have what is left, and a
+//! share where nothing is. Among equals whoever has had the least time goes first, so that one whose
+//! steps take a hundred times as long as another's gets no more.
 //!
 //! A step cannot be interrupted, and a plugin that uses up its fuel at every record makes steps of many
 //! seconds; one that fails fast at every record makes short ones, without end. So tasks whose last step
@@ -12,7 +14,8 @@
 //! is found out by a watching thread, which lends its place to a new worker.
 //!
 //! **Invariant:** a task steps on one thread at a time, and a wake-up during a step is not lost. While
-//! tasks wait, as many workers as were asked for are in no long step (up to [`MAX_LENT`] lent places).
+//! tasks of a class wait, as many of its workers as were asked for are in no long step (up to [`MAX_LENT`]
+//! lent places).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -58,11 +61,11 @@ thread_local! {
 /// a single long call. It ends with its step.
 pub(super) fn between_calls() {
     if LENT.with(|lent| lent.swap(false, Ordering::AcqRel)) {
-        stand_back(Niceness::Last);
+        stand_back(Niceness::LAST);
     }
 }
 
-/// Which queue a task waits in.
+/// Which queue a task waits in, and whose workers step it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Live work.
@@ -70,6 +73,8 @@ pub enum Class {
     /// Replays and warm generations.
     Replay,
 }
+
+const CLASSES: [Class; 2] = [Class::Live, Class::Replay];
 
 /// Places that may be lent at a time: each is a thread in a long step.
 const MAX_LENT: usize = 64;
@@ -153,10 +158,6 @@ impl Ready {
         self.least = self.least.max(had);
         Some(slot)
     }
-
-    fn is_empty(&self) -> bool {
-        self.tasks.is_empty()
-    }
 }
 
 /// An ordinary worker in a step.
@@ -169,16 +170,13 @@ struct Stepping {
 
 #[derive(Default)]
 struct Queues {
-    live: Ready,
-    replay: Ready,
+    /// By [`Class`].
+    ready: [Ready; 2],
     /// Tasks that stand back, by [`Apart`].
     apart: [VecDeque<Arc<Slot>>; 2],
-    /// Busy time of each class while both had work.
-    live_busy: Duration,
-    replay_busy: Duration,
-    /// Ordinary workers in a step, by number. Those whose place was lent are no longer here, but
-    /// counted in `lent`.
-    stepping: BTreeMap<usize, Stepping>,
+    /// Ordinary workers in a step, by [`Class`] and number. Those whose place was lent are no longer
+    /// here, but counted in `lent`.
+    stepping: [BTreeMap<usize, Stepping>; 2],
     lent: usize,
     /// Ordinary workers ever started.
     started: usize,
@@ -187,33 +185,23 @@ struct Queues {
 }
 
 impl Queues {
-    fn pop(&mut self, replay_share: u32) -> Option<Arc<Slot>> {
-        if self.live.is_empty() || self.replay.is_empty() {
-            (self.live_busy, self.replay_busy) = Default::default();
-        }
-        let owed = self.replay_busy * 100 < (self.live_busy + self.replay_busy) * replay_share;
-        let first = if owed { &mut self.replay } else { &mut self.live };
-        if let Some(slot) = first.pop() {
-            return Some(slot);
-        }
-        self.live.pop().or_else(|| self.replay.pop())
+    /// Whether a task of `class` waits while all of its `count` ordinary workers are in a step.
+    fn is_stuck(&self, class: Class, count: usize) -> bool {
+        !self.ready[class as usize].tasks.is_empty() && self.stepping[class as usize].len() >= count
     }
 
-    /// Whether a task waits for an ordinary worker.
-    fn waiting(&self) -> bool {
-        !(self.live.is_empty() && self.replay.is_empty())
-    }
-
-    /// Takes the place of a worker whose step has lasted too long at `now`, if one may be lent.
-    fn lend(&mut self, now: Duration) -> bool {
+    /// Takes the place of a worker whose step has lasted too long at `now`, if one may be lent; it
+    /// stands back by `niceness` from then on.
+    fn lend(&mut self, class: Class, now: Duration, niceness: Niceness) -> bool {
+        let stepping = &mut self.stepping[class as usize];
         let is_long = |step: &Stepping| now.saturating_sub(step.began) >= LONG_STEP;
-        let long = self.stepping.iter().find(|(_, step)| is_long(step));
+        let long = stepping.iter().find(|(_, step)| is_long(step));
         let Some(worker) = long.map(|(worker, _)| *worker) else { return false };
         if self.lent >= MAX_LENT {
             return false;
         }
-        if let Some(step) = self.stepping.remove(&worker) {
-            step.thread.stand_back(Niceness::Tenth);
+        if let Some(step) = stepping.remove(&worker) {
+            step.thread.stand_back(niceness);
             step.lent.store(true, Ordering::Release);
         }
         self.lent += 1;
@@ -223,13 +211,15 @@ impl Queues {
 
 struct Pool {
     queues: Mutex<Queues>,
-    ready: Condvar,
+    ready: [Condvar; 2],
     apart_ready: [Condvar; 2],
-    /// Told when a task waits and every ordinary worker is in a step.
+    /// Told when a task waits and every ordinary worker of its class is in a step.
     all_busy: Condvar,
+    /// Workers of each class.
     count: usize,
     clock: SharedClock,
-    replay_share: u32,
+    /// How far workers of replays stand back.
+    niceness: Niceness,
 }
 
 impl Pool {
@@ -243,53 +233,52 @@ impl Pool {
             self.apart_ready[apart as usize].notify_one();
             return;
         }
-        if slot.class.load(Ordering::Acquire) == Class::Live as u8 {
-            queues.live.push(slot);
-        } else {
-            queues.replay.push(slot);
-        }
-        let all_busy = queues.stepping.len() >= self.count;
+        let class = match slot.class.load(Ordering::Acquire) {
+            class if class == Class::Live as u8 => Class::Live,
+            _ => Class::Replay,
+        };
+        queues.ready[class as usize].push(slot);
+        let is_stuck = queues.is_stuck(class, self.count);
         drop(queues);
-        self.ready.notify_one();
-        if all_busy {
+        self.ready[class as usize].notify_one();
+        if is_stuck {
             self.all_busy.notify_one();
         }
     }
 
-    /// The next task for ordinary worker `worker`, which is this thread.
-    fn next(&self, worker: usize, thread: ThreadNumber) -> Option<Arc<Slot>> {
+    /// The next task for ordinary worker `worker` of `class`, which is this thread.
+    fn next(&self, class: Class, worker: usize, thread: ThreadNumber) -> Option<Arc<Slot>> {
         let mut queues = self.queues.lock();
         loop {
             if queues.closed {
                 return None;
             }
-            if let Some(slot) = queues.pop(self.replay_share) {
+            if let Some(slot) = queues.ready[class as usize].pop() {
                 let step =
                     Stepping { began: self.clock.monotonic(), thread, lent: LENT.with(Arc::clone) };
-                queues.stepping.insert(worker, step);
-                if queues.stepping.len() >= self.count && queues.waiting() {
+                queues.stepping[class as usize].insert(worker, step);
+                if queues.is_stuck(class, self.count) {
                     self.all_busy.notify_one();
                 }
                 return Some(slot);
             }
-            self.ready.wait(&mut queues);
+            self.ready[class as usize].wait(&mut queues);
         }
     }
 
     /// The life of an ordinary worker, which ends when its place was lent.
-    fn work(&self, worker: usize) {
+    fn work(&self, class: Class, worker: usize) {
+        if class == Class::Replay {
+            stand_back(self.niceness);
+        }
         let thread = ThreadNumber::of_this();
-        while let Some(slot) = self.next(worker, thread) {
-            let (stepped, busy) = self.step(&slot);
+        while let Some(slot) = self.next(class, worker, thread) {
+            let stepped = self.step(&slot);
             let kept = {
                 let mut queues = self.queues.lock();
-                let kept = queues.stepping.remove(&worker).is_some();
+                let kept = queues.stepping[class as usize].remove(&worker).is_some();
                 if !kept {
                     queues.lent -= 1;
-                } else if slot.class.load(Ordering::Acquire) == Class::Live as u8 {
-                    queues.live_busy += busy;
-                } else {
-                    queues.replay_busy += busy;
                 }
                 kept
             };
@@ -302,7 +291,7 @@ impl Pool {
 
     /// The life of a thread for tasks that stand back.
     fn work_apart(&self, apart: Apart) {
-        stand_back(Niceness::Tenth);
+        stand_back(Niceness::TENTH);
         loop {
             let mut queues = self.queues.lock();
             let slot = loop {
@@ -315,7 +304,7 @@ impl Pool {
                 }
             };
             drop(queues);
-            let (stepped, _) = self.step(&slot);
+            let stepped = self.step(&slot);
             self.after(slot, stepped);
         }
     }
@@ -327,14 +316,23 @@ impl Pool {
             if queues.closed {
                 return;
             }
-            if !queues.waiting() || queues.stepping.len() < self.count {
+            let is_stuck = |class: &Class| queues.is_stuck(*class, self.count);
+            let stuck: Vec<_> = CLASSES.into_iter().filter(is_stuck).collect();
+            if stuck.is_empty() {
                 self.all_busy.wait(&mut queues);
                 continue;
             }
-            if queues.lend(self.clock.monotonic()) {
-                if let Err(error) = self.start_worker(&mut queues) {
-                    tracing::error!(%error, "no worker in place of one in a long step");
+            let now = self.clock.monotonic();
+            let mut has_lent = false;
+            for class in stuck {
+                if queues.lend(class, now, Niceness::TENTH.max(self.niceness)) {
+                    has_lent = true;
+                    if let Err(error) = self.start_worker(class, &mut queues) {
+                        tracing::error!(%error, "no worker in place of one in a long step");
+                    }
                 }
+            }
+            if has_lent {
                 continue;
             }
             self.all_busy.wait_for(&mut queues, LONG_STEP / 10);
@@ -342,17 +340,21 @@ impl Pool {
     }
 
     /// One more ordinary worker. Threads that have ended are let go of here.
-    fn start_worker(self: &Arc<Self>, queues: &mut Queues) -> std::io::Result<()> {
+    fn start_worker(self: &Arc<Self>, class: Class, queues: &mut Queues) -> std::io::Result<()> {
         queues.threads.retain(|thread| !thread.is_finished());
         let (pool, worker) = (Arc::clone(self), queues.started);
-        let thread = threads::spawn(format!("worker-{worker}"), move || pool.work(worker))?;
+        let name = match class {
+            Class::Live => format!("worker-{worker}"),
+            Class::Replay => format!("replay-worker-{worker}"),
+        };
+        let thread = threads::spawn(name, move || pool.work(class, worker))?;
         queues.threads.push(thread);
         queues.started += 1;
         Ok(())
     }
 
-    /// Steps a task: what it came to, and how long it took.
-    fn step(&self, slot: &Slot) -> (Stepped, Duration) {
+    /// Steps a task: what it came to.
+    fn step(&self, slot: &Slot) -> Stepped {
         slot.state.store(RUNNING, Ordering::Release);
         let began = self.clock.monotonic();
         let (stepped, wasted) = match &mut *slot.step.lock() {
@@ -367,9 +369,8 @@ impl Pool {
             None => (Stepped::Done, Duration::ZERO),
         };
         let now = self.clock.monotonic();
-        let busy = now.saturating_sub(began);
-        slot.account.lock().enter(now, busy, wasted);
-        (stepped, busy)
+        slot.account.lock().enter(now, now.saturating_sub(began), wasted);
+        stepped
     }
 
     fn after(&self, slot: Arc<Slot>, stepped: Stepped) {
@@ -411,24 +412,26 @@ impl Drop for Workers {
 }
 
 impl Workers {
-    /// `count` threads, and twice as many for tasks that stand back; replays get at least `replay_share` percent of
-    /// the ordinary ones' busy time.
+    /// `count` threads for live tasks, as many for replays, which stand back by `niceness`, and twice as
+    /// many for tasks that stand back.
     ///
     /// # Errors
     /// When the machine gives no threads.
-    pub fn start(count: usize, replay_share: u32, clock: SharedClock) -> std::io::Result<Self> {
+    pub fn start(count: usize, niceness: Niceness, clock: SharedClock) -> std::io::Result<Self> {
         let pool = Arc::new(Pool {
             queues: Mutex::default(),
-            ready: Condvar::new(),
+            ready: [Condvar::new(), Condvar::new()],
             apart_ready: [Condvar::new(), Condvar::new()],
             all_busy: Condvar::new(),
             count,
             clock,
-            replay_share: replay_share.min(100),
+            niceness,
         });
         let mut others = Vec::new();
         for i in 0..count {
-            pool.start_worker(&mut pool.queues.lock())?;
+            for class in CLASSES {
+                pool.start_worker(class, &mut pool.queues.lock())?;
+            }
             for (apart, name) in [(Apart::Long, "long"), (Apart::Wasteful, "wasteful")] {
                 let pool = Arc::clone(&pool);
                 let work = move || pool.work_apart(apart);
@@ -462,8 +465,8 @@ impl Workers {
             queues.closed = true;
             std::mem::take(&mut queues.threads)
         };
-        let others = [&self.pool.ready, &self.pool.all_busy];
-        for waiting in others.into_iter().chain(&self.pool.apart_ready) {
+        let ready = self.pool.ready.iter().chain(&self.pool.apart_ready);
+        for waiting in ready.chain([&self.pool.all_busy]) {
             waiting.notify_all();
         }
         threads.append(&mut self.others.lock());
@@ -502,7 +505,7 @@ mod tests {
 
     #[test]
     fn wake_ups_are_not_lost() {
-        let workers = Workers::start(2, 25, SystemClock::shared()).unwrap();
+        let workers = Workers::start(2, Niceness::TENTH, SystemClock::shared()).unwrap();
         let steps = Arc::new(AtomicUsize::new(0));
         let task = Box::new(Count { steps: Arc::clone(&steps), left: 10 });
         let handle = workers.add(task, Class::Live);
@@ -552,24 +555,6 @@ mod tests {
         assert_eq!(late.account.lock().had, ready.least);
     }
 
-    #[test]
-    fn replays_keep_their_share() {
-        let mut queues = Queues::default();
-        let mut replays = 0;
-        for _ in 0..1000 {
-            queues.live.push(slot(Class::Live));
-            queues.replay.push(slot(Class::Replay));
-            let next = queues.pop(25).unwrap();
-            if next.class.load(Ordering::SeqCst) == Class::Replay as u8 {
-                replays += 1;
-                queues.replay_busy += Duration::from_millis(1);
-            } else {
-                queues.live_busy += Duration::from_millis(1);
-            }
-        }
-        assert!((240..=260).contains(&replays), "{replays} of 1000");
-    }
-
     /// Holds its thread until it is let go, like a plugin that burns its fuel.
     struct Hog {
         steps: Arc<AtomicUsize>,
@@ -595,7 +580,7 @@ mod tests {
 
     #[test]
     fn long_steps_hold_up_nobody_else() {
-        let workers = Workers::start(1, 25, SystemClock::shared()).unwrap();
+        let workers = Workers::start(1, Niceness::TENTH, SystemClock::shared()).unwrap();
         let (go, hogged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         for _ in 0..3 {
             let hog = Hog { steps: Arc::clone(&hogged), go: Arc::clone(&go) };
@@ -618,7 +603,7 @@ mod tests {
         wait_for(&hogged, 5);
         let waiting = || {
             let queues = workers.pool.queues.lock();
-            (queues.lent, queues.live.tasks.len(), queues.apart[0].len())
+            (queues.lent, queues.ready[0].tasks.len(), queues.apart[0].len())
         };
         while waiting() != (0, 0, 2) {
             std::thread::sleep(Duration::from_millis(1));

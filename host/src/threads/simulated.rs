@@ -134,6 +134,12 @@ impl<T: ?Sized> RwLock<T> {
         RwLockGuard { key, held }
     }
 
+    pub fn try_write(&self) -> Option<RwLockGuard<parking_lot::RwLockWriteGuard<'_, T>>> {
+        scheduler::before_lock();
+        let held = self.0.try_write()?;
+        Some(RwLockGuard { key: key(&self.0), held: Some(held) })
+    }
+
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut()
     }

@@ -22,6 +22,8 @@ const WORDS: [&str; 16] = [
 
 /// Bytes of a block that is compressed, as in segments.
 const BLOCK_BYTES: usize = 64 << 10;
+/// Bytes of a key: `k` and seven digits.
+pub const KEY_BYTES: usize = 8;
 
 /// How keys are spread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +97,7 @@ impl Generator {
             write!(keys, "k{:07}", self.key()).expect("memory takes everything");
             self.value(&mut values);
         }
-        let blocks = keys.chunks(BLOCK_BYTES).chain(values.chunks(BLOCK_BYTES));
-        blocks.map(|block| lz4_flex::block::compress(block).len()).sum()
+        compressed(&keys) + compressed(&values)
     }
 
     fn key(&self) -> u64 {
@@ -130,6 +131,20 @@ impl Generator {
         body.truncate(end);
         body.extend_from_slice(b"\"}");
     }
+}
+
+fn compressed(column: &[u8]) -> usize {
+    column.chunks(BLOCK_BYTES).map(|block| lz4_flex::block::compress(block).len()).sum()
+}
+
+/// Bytes that columns of offsets, 8 bytes a record, and of the ends of values of `value_bytes`, 4 bytes a
+/// record as Arrow has them, take in such blocks. They hold as much as where a record is and how long it
+/// is, and lz4, which copies four bytes or more at a time, does not find it.
+pub fn compressed_numbers(value_bytes: usize, records: usize) -> [usize; 2] {
+    let offsets: Vec<_> = (0..records as u64).flat_map(u64::to_le_bytes).collect();
+    let ends: Vec<_> =
+        (0..=records).flat_map(|i| ((i * value_bytes) as u32).to_le_bytes()).collect();
+    [compressed(&offsets), compressed(&ends)]
 }
 
 #[cfg(test)]

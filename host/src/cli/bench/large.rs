@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Bench;
-use super::data::{Generator, Shape, Spread};
+use super::data::{Generator, KEY_BYTES, Shape, Spread, compressed_numbers};
 use super::host::Host;
 use super::jobs::{Job, job};
 use super::report::{Bar, Report, Row, median};
@@ -55,6 +55,7 @@ impl Bench<'_> {
             }
             // The input, and the output, which is the input again.
             let compressed = 2.0 * self.compressed_bytes(PLAIN, records);
+            let numbers = self.compressed_numbers(PLAIN, records);
             let files = disk.saturating_sub(head) as f64;
             if typical.len() == 2 {
                 let what = "scale/disk without the head, compressed data";
@@ -66,6 +67,7 @@ impl Bench<'_> {
                 ("disk", "MB", vec![disk as f64 / MB]),
                 ("disk of the head", "MB", vec![head as f64 / MB]),
                 ("compressed data", "MB", vec![compressed / MB]),
+                ("compressed offsets and ends", "MB", vec![numbers / MB]),
                 ("ready after", "s", ready),
             ];
             let name = format!("scale-{}k", records / 1_000);
@@ -83,6 +85,17 @@ impl Bench<'_> {
         let sample = records.min(SAMPLE);
         let bytes = Generator::new(shape, self.seed).compressed_bytes(sample as usize);
         bytes as f64 * records as f64 / sample as f64
+    }
+
+    /// What offsets and ends take compressed: those of keys and of values in input and output, and the
+    /// output's of its sources.
+    fn compressed_numbers(&self, shape: Shape, records: u64) -> f64 {
+        // A block of a segment has no more.
+        const SAMPLE: usize = 32_768;
+        let [offsets, value_ends] = compressed_numbers(shape.record_bytes, SAMPLE);
+        let [_, key_ends] = compressed_numbers(KEY_BYTES, SAMPLE);
+        let all = 3 * offsets + 2 * (key_ends + value_ends);
+        all as f64 * records as f64 / SAMPLE as f64
     }
 
     /// Bar 8: what deployments cost that have nothing to do.
