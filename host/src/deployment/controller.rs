@@ -195,9 +195,12 @@ impl Registry {
                 let failure = warm_failure(&state, g);
                 let is_over =
                     g.phase == Phase::Warm && g.warm_until_ms.is_some_and(|end| end <= now);
+                if failure.is_none() && !is_over {
+                    return None;
+                }
                 let logs = g.logs.iter().flat_map(GenerationLogs::mounted);
                 let logs: Vec<_> = logs.map(|o| (o.topic.clone(), o.log)).collect();
-                (failure.is_some() || is_over).then_some((g.number, failure, logs))
+                Some((g.number, failure, logs))
             };
             state.record.generations.iter().filter_map(over).collect()
         };
