@@ -190,9 +190,10 @@ section!(
         /// The same of a generation that follows the live one. Producers and live tasks wait for what is
         /// committed before them, and the disk takes milliseconds for a megabyte.
         follow_commit_bytes: usize = 256 << 10,
-        /// Bytes of outputs and state changes that a replaying task writes to files in one commit. Each
-        /// task holds up to twice as much: one commit being written, one being gathered.
-        replay_commit_bytes: usize = 8 << 20,
+        /// Bytes of outputs and state changes that a replaying task writes to files in one commit: where it
+        /// has stores and its generation at most two tasks; else half of that. Each task holds up to twice
+        /// as much: one commit being written, one being gathered.
+        replay_commit_bytes: usize = 16 << 20,
         /// Records left to all its tasks below which a replaying generation leaves files for the head: a
         /// fraction of a second of work, and what the head then holds of it.
         near_end_records: u64 = 50_000,

@@ -14,6 +14,7 @@ pub mod checkpoint;
 mod overlay;
 mod own_keys;
 mod prefetch;
+mod row_index;
 mod store;
 
 pub use changes::{ChangeError, Changes, changelog_key};

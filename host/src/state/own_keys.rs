@@ -38,8 +38,11 @@ impl OwnKeys {
         let mut encoded = Vec::with_capacity((last - first) as usize + 2 * keys.len());
         let mut starts = Vec::with_capacity(keys.len() + 1);
         starts.push(0);
+        let is_plain =
+            text && anabranch_key::is_plain(&keys.value_data()[first as usize..last as usize]);
         for key in keys {
             match key {
+                Some(key) if is_plain => anabranch_key::push_plain(&mut encoded, key),
                 Some(key) if !text => anabranch_key::push_bytes(&mut encoded, key),
                 Some(key) => {
                     if let Ok(key) = std::str::from_utf8(key) {

@@ -7,19 +7,23 @@ use std::ops::Bound;
 use arrow_array::builder::BinaryBuilder;
 use arrow_array::{Array, BinaryArray};
 use arrow_buffer::OffsetBuffer;
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
 use smallvec::SmallVec;
 
 use super::changes::changelog_key;
 use super::overlay::{Columns, Overlay};
 use super::own_keys::OwnKeys;
 use super::prefetch::{AHEAD, prefetch};
+use super::row_index::RowIndex;
 
 /// Bytes in place where they are few, so that most entries are a cache line.
 type Bytes = SmallVec<[u8; 16]>;
 
 /// Stands for a key that has no row.
 pub(super) const NO_ROW: u32 = u32::MAX;
+
+/// Keys that are looked up together: so many that memory is not waited for, so few that it stays near.
+const ROUND: usize = 64;
 
 /// One entry: a line of the processor's cache, where key and value are small.
 #[derive(Debug)]
@@ -50,7 +54,7 @@ impl Entry {
 #[derive(Debug, Default)]
 struct Store {
     hasher: DefaultHashBuilder,
-    rows: HashTable<u32>,
+    rows: RowIndex,
     entries: Vec<Entry>,
     /// Rows that hold no entry.
     free: Vec<u32>,
@@ -66,7 +70,7 @@ struct Store {
 
 impl Store {
     fn row(&self, hash: u64, key: &[u8]) -> Option<u32> {
-        self.rows.find(hash, |row| *self.entries[*row as usize].key == *key).copied()
+        self.rows.find(hash, |row| *self.entries[row as usize].key == *key)
     }
 
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
@@ -76,29 +80,34 @@ impl Store {
 
     /// The row of each key, or [`NO_ROW`].
     fn rows_of(&self, keys: &BinaryArray) -> Vec<u32> {
-        let hashes = (0..keys.len()).map(|i| self.hasher.hash_one(keys.value(i))).collect();
-        let probed = self.probe(hashes).into_iter().enumerate();
-        probed.map(|(i, probe)| self.settle(probe, keys.value(i)).unwrap_or(NO_ROW)).collect()
+        self.look_up(keys.len(), |i| keys.value(i)).1
     }
 
-    /// The first row that may have each hash, or [`NO_ROW`]. Looking into the table for many keys before
-    /// into the entries of any has the memory of many waited for at once.
-    fn probe(&self, hashes: Vec<u64>) -> Vec<(u64, u32)> {
-        let first = |hash| {
-            let row = self.rows.find(hash, |_| true).copied().unwrap_or(NO_ROW);
-            prefetch(&self.entries, row as usize);
-            row
-        };
-        hashes.into_iter().map(|hash| (hash, first(hash))).collect()
-    }
-
-    /// The row of `key`, of which [`probe`](Self::probe) found so much.
-    fn settle(&self, (hash, first): (u64, u32), key: &[u8]) -> Option<u32> {
-        match self.entries.get(first as usize) {
-            Some(entry) if *entry.key == *key => Some(first),
-            Some(_) => self.row(hash, key),
-            None => None,
+    /// The hash of each of `count` keys and its row, or [`NO_ROW`]. In rounds: the table is asked for many
+    /// keys before it is looked at for any, and so are entries, and what came is still at hand.
+    fn look_up<'k>(&self, count: usize, key: impl Fn(usize) -> &'k [u8]) -> (Vec<u64>, Vec<u32>) {
+        let (mut hashes, mut rows) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for from in (0..count).step_by(ROUND) {
+            let round = from..(from + ROUND).min(count);
+            hashes.extend(round.clone().map(|i| {
+                let hash = self.hasher.hash_one(key(i));
+                self.rows.ask_for(hash);
+                hash
+            }));
+            // The first row that has the hash: nearly always the right one.
+            rows.extend(hashes[from..].iter().map(|&hash| {
+                let row = self.rows.find(hash, |_| true).unwrap_or(NO_ROW);
+                prefetch(&self.entries, row as usize);
+                row
+            }));
+            for i in round {
+                let key = key(i);
+                if self.entries.get(rows[i] as usize).is_some_and(|entry| *entry.key != *key) {
+                    rows[i] = self.row(hashes[i], key).unwrap_or(NO_ROW);
+                }
+            }
         }
+        (hashes, rows)
     }
 
     /// Numbers the keys of a batch's records.
@@ -109,14 +118,11 @@ impl Store {
             self.numbered = 1;
         }
         let mut own = OwnKeys::encode(keys, text);
-        let hashes = (0..keys.len()).map(|i| self.hasher.hash_one(own.of_record(i))).collect();
-        let probed = self.probe(hashes);
-        let settled = probed.iter().enumerate();
-        let settled: Vec<_> = settled.map(|(i, &p)| self.settle(p, own.of_record(i))).collect();
+        let (hashes, rows) = self.look_up(keys.len(), |i| own.of_record(i));
         own.entries.reserve(keys.len());
         // Keys that the store does not have.
-        let mut unknown: HashTable<u32> = HashTable::new();
-        for (record, row) in settled.into_iter().enumerate() {
+        let mut unknown = RowIndex::default();
+        for (record, row) in rows.into_iter().enumerate() {
             let key = own.of_record(record);
             if key.is_empty() {
                 own.entries.push(NO_ROW);
@@ -124,25 +130,23 @@ impl Store {
             }
             let next = own.rows.len() as u32;
             let entry = match row {
-                Some(row) => match &mut self.entries[row as usize].own {
+                NO_ROW => match unknown.find(hashes[record], |entry| own.key(entry) == key) {
+                    Some(entry) => entry,
+                    None => {
+                        unknown.insert(hashes[record], next);
+                        next
+                    }
+                },
+                row => match &mut self.entries[row as usize].own {
                     (batch, entry) if *batch == self.numbered => *entry,
                     new => {
                         *new = (self.numbered, next);
                         next
                     }
                 },
-                None => match unknown.find(probed[record].0, |entry| own.key(*entry) == key) {
-                    Some(entry) => *entry,
-                    None => {
-                        let firsts = &own.firsts;
-                        let hash_of = |entry: &u32| probed[firsts[*entry as usize] as usize].0;
-                        unknown.insert_unique(probed[record].0, next, hash_of);
-                        next
-                    }
-                },
             };
             if entry == next {
-                own.rows.push(row.unwrap_or(NO_ROW));
+                own.rows.push(row);
                 own.firsts.push(record as u32);
             }
             own.entries.push(entry);
@@ -232,18 +236,14 @@ impl Store {
                 u32::try_from(self.entries.len() - 1).expect("memory ends before 2^32 entries")
             }
         };
-        let (hasher, entries) = (&self.hasher, &self.entries);
-        self.rows.insert_unique(hash, row, |row| hasher.hash_one(&*entries[*row as usize].key));
+        self.rows.insert(hash, row);
         row
     }
 
     /// Frees the row of a deleted entry.
     fn forget(&mut self, row: u32) {
         let key = std::mem::take(&mut self.entries[row as usize].key);
-        let hash = self.hasher.hash_one(&*key);
-        if let Ok(found) = self.rows.find_entry(hash, |other| *other == row) {
-            found.remove();
-        }
+        self.rows.remove(self.hasher.hash_one(&*key), row);
         self.free.push(row);
     }
 

@@ -403,7 +403,16 @@ impl Task {
     /// through history, before it is sent.
     fn commit_limit(&self) -> usize {
         let near_end = self.running.as_ref().is_some_and(|r| r.cursor.head || r.near_end);
-        if near_end { self.head_limit() } else { self.env.config.replay_commit_bytes }
+        if near_end { self.head_limit() } else { self.replay_limit() }
+    }
+
+    /// The same for commits of a replay. With stores they are larger: a key that changes often is then in
+    /// fewer changelogs and checkpoints. Without there is nothing to gain, and of many tasks each has less
+    /// memory.
+    fn replay_limit(&self) -> usize {
+        let has_stores = !self.spec.plugin.description().stores.is_empty();
+        let limit = self.env.config.replay_commit_bytes;
+        if has_stores && self.spec.mode.tasks() < MANY_TASKS { limit } else { limit.div_ceil(2) }
     }
 
     /// The same for commits through the head, behind which everyone else's wait.

@@ -139,6 +139,13 @@ impl ColumnBuilder {
         self.seal(entry.is_some());
     }
 
+    /// Adds an entry of the first `length` bytes of words, lowest byte first.
+    #[inline]
+    pub(crate) fn push_words(&mut self, words: &[u64; 3], length: usize) {
+        anabranch_key::append_words(&mut self.data, words, length);
+        self.seal(true);
+    }
+
     /// Adds an entry that `write` appends; `false` from it is null, and an error adds nothing.
     #[inline]
     pub(crate) fn push_with<E>(

@@ -36,17 +36,20 @@ enum Bytes {
 }
 
 impl Bytes {
+    #[inline]
     fn new(bytes: &[u8]) -> Self {
-        let mut few = [0; 3];
-        let (words, rest) = bytes.as_chunks::<8>();
-        if words.len() > few.len() || words.len() == few.len() && !rest.is_empty() {
+        if bytes.len() > 24 {
             return Self::Many(bytes.into());
         }
-        few.iter_mut().zip(words).for_each(|(to, word)| *to = u64::from_le_bytes(*word));
-        if let Some(last) = few.get_mut(words.len()) {
-            *last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
-        }
-        Self::Few(bytes.len() as u8, few)
+        // One by one: the compiler makes a loop a call to the host, which copies.
+        let word = |i: usize| match bytes.get(8 * i..) {
+            Some(rest) => match rest.first_chunk() {
+                Some(word) => u64::from_le_bytes(*word),
+                None => anabranch_key::last_word(rest),
+            },
+            None => 0,
+        };
+        Self::Few(bytes.len() as u8, [word(0), word(1), word(2)])
     }
 
     fn len(&self) -> usize {
@@ -59,10 +62,7 @@ impl Bytes {
     /// Appends the bytes to a column.
     fn push_to(&self, column: &mut ColumnBuilder) {
         match self {
-            Self::Few(length, few) => {
-                let few = few.map(u64::to_le_bytes);
-                column.push(Some(&few.as_flattened()[..usize::from(*length)]));
-            }
+            Self::Few(length, few) => column.push_words(few, usize::from(*length)),
             Self::Many(bytes) => column.push(Some(bytes)),
         }
     }

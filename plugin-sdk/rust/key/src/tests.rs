@@ -185,7 +185,7 @@ fn base64_round_trips() {
 
 #[test]
 fn bytes_of_any_number_are_appended_as_they_are() {
-    let bytes: Vec<u8> = (1..=100).collect();
+    let bytes: Vec<u8> = (1..=200).collect();
     for length in 0..=bytes.len() {
         let mut out = vec![0xff; length % 9];
         append(&mut out, &bytes[..length]);
@@ -195,4 +195,27 @@ fn bytes_of_any_number_are_appended_as_they_are() {
             "{length} bytes"
         );
     }
+}
+
+#[test]
+fn words_are_appended_as_their_bytes() {
+    let words = [0x0807_0605_0403_0201, 0x100f_0e0d_0c0b_0a09, 0x1817_1615_1413_1211];
+    let bytes: Vec<u8> = (1..=24).collect();
+    for length in 0..=24 {
+        let mut out = vec![0xff; 3];
+        append_words(&mut out, &words, length);
+        assert_eq!(out, [&[0xff; 3], &bytes[..length]].concat(), "{length} bytes");
+    }
+}
+
+#[test]
+fn plain_text_is_encoded_as_any_text() {
+    for text in ["", "k", "seven77", "eight888", "a user's name of some length"] {
+        let (mut plain, mut any) = (Vec::new(), Vec::new());
+        push_plain(&mut plain, text.as_bytes());
+        push_utf8(&mut any, text);
+        assert_eq!(plain, any);
+        assert!(is_plain(text.as_bytes()));
+    }
+    assert!(!is_plain("größer".as_bytes()) && !is_plain(b"a\0b"));
 }
