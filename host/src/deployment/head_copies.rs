@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::clock::SharedClock;
 use crate::log::Log;
-use crate::storage::{AboutHead, FileSystem, HEAD_COPY, write_head_copy};
+use crate::storage::{AboutHead, FileSystem, HEAD_COPY, Niceness, stand_back, write_head_copy};
 use crate::threads::{self, Condvar, JoinHandle, Mutex};
 
 /// How often it is looked whether a copy is due: a change of the catalogue is copied this soon.
@@ -53,6 +53,8 @@ impl HeadCopies {
         let end: Arc<End> = Arc::default();
         let own = Arc::clone(&end);
         let work = move || {
+            // Nobody waits for a copy but the end of the host.
+            stand_back(Niceness::TENTH);
             let mut copier = Copier { log, fs, clock, interval, last: None };
             loop {
                 let mut asked = own.asked.lock();
