@@ -100,6 +100,16 @@ impl Clock for ManualClock {
     }
 }
 
+/// The seed of a test that makes histories up: that of `ANABRANCH_SEED`, or a new one. It is printed, as the
+/// test may fail.
+#[cfg(test)]
+pub fn test_seed() -> u64 {
+    let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = seed.unwrap_or_else(|| SystemClock::shared().random());
+    println!("ANABRANCH_SEED={seed}");
+    seed
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -450,9 +450,7 @@ fn a_truncated_or_deleted_segment_goes_with_its_last_reader() {
 /// Random commits, direct segments, truncations, seals and reopens against a plain list.
 #[test]
 fn random_histories_read_as_a_list_does() {
-    let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
-    let seed = seed.unwrap_or_else(|| SystemClock::shared().random());
-    println!("ANABRANCH_SEED={seed}");
+    let seed = crate::clock::test_seed();
     let mut random = fastrand::Rng::with_seed(seed);
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path(), tiny());

@@ -642,9 +642,7 @@ mod tests {
 
     #[test]
     fn a_store_is_what_a_map_is() {
-        let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(|| crate::clock::SystemClock::shared().random());
-        println!("ANABRANCH_SEED={seed}");
+        let seed = crate::clock::test_seed();
         let mut random = fastrand::Rng::with_seed(seed);
         let (mut stores, mut plain) = (StoreSet::new(1), BTreeMap::<Vec<u8>, Vec<u8>>::new());
         let mut durable = plain.clone();

@@ -618,9 +618,7 @@ mod tests {
 
     #[test]
     fn arrow_reads_what_is_written_and_what_arrow_writes_is_read() {
-        let seed = std::env::var("ANABRANCH_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = seed.unwrap_or_else(|| crate::clock::SystemClock::shared().random());
-        println!("ANABRANCH_SEED={seed}");
+        let seed = crate::clock::test_seed();
         let mut random = fastrand::Rng::with_seed(seed);
         let mut writer = BlockWriter::default();
         for _ in 0..60 {
