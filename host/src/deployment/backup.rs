@@ -23,7 +23,7 @@ use super::{Error, Kind, Registry};
 use crate::clock::Clock;
 use crate::log::{Image, Log, LogSnapshot};
 use crate::storage::{
-    AboutHead, File, FileSum, FileSystem, TEMPORARY_SUFFIX, copy_file, read_about_head,
+    AboutHead, File, FileSum, FileSystem, TEMPORARY_SUFFIX, copy_file, create_dir, read_about_head,
     write_head_copy,
 };
 use crate::task::CheckpointManifest;
@@ -218,8 +218,7 @@ pub fn back_up(
     meter.total_bytes.store(files.iter().map(|(_, bytes, _)| bytes).sum(), Ordering::Relaxed);
     let (sums, copied_bytes) = copy_files(&**fs, &log.dir(), dest, files, &before, meter)?;
     let about = AboutHead::new(snapshot.store_id, snapshot.sequence, at_ms, sums);
-    write_head_copy(fs, &dest.join(BACKUP_HEAD), &about, snapshot.entries())
-        .map_err(|e| Error::new(Kind::Unavailable, "backup_failed", e.to_string()))?;
+    write_head_copy(fs, &dest.join(BACKUP_HEAD), &about, snapshot.entries()).map_err(refused)?;
     let keep: BTreeSet<&str> = about.files.iter().map(|f| f.path.as_str()).collect();
     for path in before.keys().filter(|path| !keep.contains(path.as_str())) {
         // Left behind it does no harm: no restore looks at it.
@@ -361,6 +360,8 @@ fn prepare(fs: &dyn FileSystem, dest: &Path, store_id: u64) -> Result<Prepared, 
         );
         return Err(Error::new(Kind::Conflict, "backup_occupied", message));
     }
+    // Its name must last as what is in it does.
+    create_dir(dest, fs).map_err(refused)?;
     let segments = dest.join("segments");
     fs.create_dir_all(&segments).map_err(failed("create", &segments))?;
     let lock = take_folder(fs, dest)?;
@@ -400,11 +401,15 @@ fn take_folder(fs: &dyn FileSystem, dest: &Path) -> Result<Option<Box<dyn Send +
     }
 }
 
+fn refused(error: impl ToString) -> Error {
+    Error::new(Kind::Unavailable, "backup_failed", error.to_string())
+}
+
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let message = format!("cannot {what} {}", path.display());
     move |e| {
         let message =
             format!("{message}: {e}; check that there is space and that it may be written");
-        Error::new(Kind::Unavailable, "backup_failed", message)
+        refused(message)
     }
 }

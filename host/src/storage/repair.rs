@@ -149,7 +149,10 @@ pub fn finish(dir: &Path, fs: &dyn FileSystem) -> Result<Option<String>, Error> 
             fs.rename(&from, &dir.join(name)).map_err(Error::io("move", &from))?;
         }
     }
-    fs.sync_dir(dir).map_err(Error::io("sync", dir))?;
+    // A name that moves from one folder to another is sure of its place when both are synced.
+    for folder in [dir, &finished] {
+        fs.sync_dir(folder).map_err(Error::io("sync", folder))?;
+    }
     remove_folder(&finished)?;
     fs.sync_dir(dir).map_err(Error::io("sync", dir))?;
     Ok(set_aside)

@@ -363,8 +363,9 @@ impl Drop for Storage {
     }
 }
 
-/// Creates the data directory, durable with the folders above it that did not exist. Of one that is
-/// there only a host that was killed at its very first start may not have synced the name.
+/// Creates a directory, durable with the folders above it that did not exist. Of a data directory that is
+/// there only a host that was killed at its very first start may not have synced the name; of another it
+/// is synced again.
 ///
 /// # Errors
 /// When the disk refuses.

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use fastrand::Rng;
 
-use super::{is_complete, loaded};
+use super::{events, is_complete, replay};
 use crate::crash::host::{Home, Host, Start};
 use crate::crash::journal::{Answer, Journal};
 use crate::crash::load::{Load, PADDING};
 use crate::crash::operator::{History, Operator, Told};
 use crate::crash::plan::Phase;
 use crate::crash::rounds::set_up;
-use crate::disk::{self, Disk, Event, Image, Position, Recording, Sync};
+use crate::disk::{self, Disk, Image, Policy, Position, Sync};
 
 /// Records that each host of a lifetime acknowledges, at least.
 const RECORDS: u64 = 500;
@@ -128,16 +128,7 @@ impl Lifetime {
     /// # Errors
     /// When the recording cannot be read.
     pub fn moments(&self, count: usize, random: &mut Rng) -> Result<Vec<Position>> {
-        let (mut all, mut rare) = (Vec::new(), Vec::new());
-        let mut recording = Recording::open(&self.recording)?;
-        while let Some((event, at)) = recording.next()? {
-            all.push(at);
-            match event {
-                Event::Open { create: false, .. } | Event::Write { .. } => {}
-                Event::SyncBegin { .. } | Event::SyncEnd { data_only: true, .. } => {}
-                _ => rare.push(at),
-            }
-        }
+        let (all, rare) = events(&self.recording)?;
         let answers = self.answers();
         let mut moments = BTreeSet::new();
         // One while the host starts on what its predecessor left.
@@ -171,22 +162,27 @@ impl Lifetime {
         &self,
         ignored: impl Fn(Sync<'_>) -> bool + 'static,
         moments: &[Position],
-        mut see: impl FnMut(&Disk, Position) -> Result<bool>,
+        see: impl FnMut(&Disk, Position) -> Result<bool>,
     ) -> Result<()> {
-        let mut disk = loaded(self.base.as_ref(), &self.scratch, ignored)?;
-        let mut recording = Recording::open(&self.recording)?;
-        let mut next = recording.next()?;
-        for moment in moments {
-            while let Some((event, end)) = next.take_if(|(_, end)| *end <= *moment) {
-                debug_assert!(end <= *moment);
-                disk.apply(event)?;
-                next = recording.next()?;
-            }
-            if !see(&disk, *moment)? {
-                break;
-            }
-        }
-        Ok(())
+        replay(self.base.as_ref(), &self.recording, &self.scratch, ignored, moments, see)
+    }
+
+    /// What lay on the disk when the second host was at work.
+    ///
+    /// # Errors
+    /// When the recording cannot be read.
+    pub fn middle(&self) -> Result<Image> {
+        let (from, _) = self.histories.last().context("no host was at work")?;
+        let mut image = None;
+        self.replay(
+            |_| false,
+            &[*from],
+            |disk, _| {
+                image = Some(disk.image(Policy::Everything, &mut Rng::with_seed(0)));
+                Ok(false)
+            },
+        )?;
+        image.context("no image was made")
     }
 }
 

@@ -8,12 +8,14 @@
 //!
 //! Then the test is tested: for each kind of sync that the host makes, the recording is read as if these
 //! syncs had never been made, which is what would be recorded if the call were not there, and some
-//! image must be found wanting. One of them is really taken out of a host, too.
+//! image must be found wanting. One of them is really taken out of a host, too. Backup, restore and repair
+//! are recorded, lost and tested in the same way (`commands.rs`).
 //!
 //! **Invariant:** whatever the recorder did not see would make an image pass that should not: at the end
 //! of each recording all of it together must be the real files, byte by byte.
 
 mod check;
+mod commands;
 mod lifetime;
 mod syncs;
 
@@ -26,7 +28,7 @@ use fastrand::Rng;
 use self::check::{Checker, Verdict};
 use self::lifetime::{Known, Lifetime};
 use crate::crash::plan::settings;
-use crate::disk::{self, Disk, Image, Policy, Recording, Setting};
+use crate::disk::{self, Disk, Event, Image, Policy, Position, Recording, Setting};
 
 /// What `cargo xtask powerloss` takes.
 pub const USAGE: &str = "\
@@ -108,9 +110,10 @@ pub fn run(options: Options) -> Result<()> {
         );
         if round == 1 {
             syncs::prove(&lifetime, &checker, seed)?;
-            let home = dir.join("left-out");
-            syncs::prove_left_out(&library, &home, &checker, &mut random)?;
-            std::fs::remove_dir_all(&home)?;
+            let left_out = dir.join("left-out");
+            syncs::prove_left_out(&library, &left_out, &checker, &mut random)?;
+            std::fs::remove_dir_all(&left_out)?;
+            commands::prove(&library, &home, &lifetime, options.images, &mut random)?;
         }
         let (image, at) = match next {
             Some(next) => next,
@@ -142,6 +145,47 @@ fn is_complete(recording: &Path, base: Option<&Image>, home: &Path, scratch: &Pa
     let real = Image::of(home, disk::DATA)?;
     let differs = rebuilt.differs(&real);
     ensure!(differs.is_none(), "recorded and real differ: {}", differs.unwrap_or_default());
+    Ok(())
+}
+
+/// Where a recording stands after each event, and after those that are made rarely.
+fn events(recording: &Path) -> Result<(Vec<Position>, Vec<Position>)> {
+    let (mut all, mut rare) = (Vec::new(), Vec::new());
+    let mut recording = Recording::open(recording)?;
+    while let Some((event, at)) = recording.next()? {
+        all.push(at);
+        match event {
+            Event::Open { create: false, .. } | Event::Write { .. } => {}
+            Event::SyncBegin { .. } | Event::SyncEnd { data_only: true, .. } => {}
+            _ => rare.push(at),
+        }
+    }
+    Ok((all, rare))
+}
+
+/// Reads a recording over `base` as if the syncs that `ignored` picks had never been made, and hands the
+/// disk to `see` at each of these moments, until it has seen enough.
+fn replay(
+    base: Option<&Image>,
+    recording: &Path,
+    scratch: &Path,
+    ignored: impl Fn(disk::Sync<'_>) -> bool + 'static,
+    moments: &[Position],
+    mut see: impl FnMut(&Disk, Position) -> Result<bool>,
+) -> Result<()> {
+    let mut disk = loaded(base, scratch, ignored)?;
+    let mut recording = Recording::open(recording)?;
+    let mut next = recording.next()?;
+    for moment in moments {
+        while let Some((event, end)) = next.take_if(|(_, end)| *end <= *moment) {
+            debug_assert!(end <= *moment);
+            disk.apply(event)?;
+            next = recording.next()?;
+        }
+        if !see(&disk, *moment)? {
+            break;
+        }
+    }
     Ok(())
 }
 

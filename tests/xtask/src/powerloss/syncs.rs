@@ -10,10 +10,10 @@ use super::lifetime::{Known, Lifetime};
 use crate::disk::{Policy, Sync};
 
 /// Images that are opened for one kind of sync before it is said to go unnoticed.
-const TRIES: usize = 12;
+pub const TRIES: usize = 12;
 
 /// A kind of sync: its name, and which syncs are of it.
-type Kind = (&'static str, fn(Sync<'_>) -> bool);
+pub type Kind = (&'static str, fn(Sync<'_>) -> bool);
 
 /// All syncs that a promise rests on.
 const KINDS: [Kind; 13] = [
