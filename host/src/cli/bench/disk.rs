@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::report::median;
+use super::report::{median, percentile};
 use crate::cli::client::Error;
 use crate::clock::SharedClock;
 
@@ -84,15 +84,15 @@ impl DiskProbe {
         Self { stop, thread }
     }
 
-    /// Ends; returns the median of fdatasync in milliseconds.
+    /// Ends; returns the shortest fdatasync, the median and the longest, in milliseconds.
     ///
     /// # Errors
     /// When the disk took a probe not.
-    pub fn stop(self) -> Result<f64, Error> {
+    pub fn stop(self) -> Result<[f64; 3], Error> {
         self.stop.store(true, Ordering::Relaxed);
         let millis = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let millis = millis.map_err(|error| Error::Failed(format!("the disk's probe: {error}")))?;
-        Ok(median(&millis))
+        Ok([percentile(&millis, 0.0), median(&millis), percentile(&millis, 1.0)])
     }
 }
 
