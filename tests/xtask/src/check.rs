@@ -29,7 +29,11 @@ pub fn run() -> Result<()> {
     steps.run("doc", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
     guests::build_in(&mut steps)?;
     bring_pyarrow(&mut steps)?;
-    steps.run("test", &mut cargo(&["test", "--workspace", "--no-fail-fast"]))?;
+    // One test compares rates, and has the machine to itself.
+    let all = ["test", "--workspace", "--no-fail-fast", "--", "--skip", "hostile::together"];
+    steps.run("test", &mut cargo(&all))?;
+    let alone = ["test", "--workspace", "--test", "it", "--", "hostile::together"];
+    steps.run("test of rates", &mut cargo(&alone))?;
     let mut crash = Command::new(std::env::current_exe()?);
     steps.run("crash", crash.args(["crash", "--rounds", "50", "--seed", "1"]))?;
     let mut powerloss = Command::new(std::env::current_exe()?);
