@@ -35,7 +35,7 @@ pub const USAGE: &str = "\
 Usage: cargo xtask powerloss [--rounds N] [--images M] [--seed S]
 
   --rounds N   recordings to make, each after the first on an image of the one before (3)
-  --images M   images of each recording (12)
+  --images M   images of each recording (12); of a command, as many again of its end
   --seed S     what decides sizes, load, moments and images (drawn by lot and printed)";
 
 /// What was asked for.
