@@ -219,7 +219,7 @@ struct Recorded<'a> {
 }
 
 impl Act {
-    /// Runs and records it in `dir`, in which `base` lies.
+    /// Runs and records it in `dir`, in place of what was recorded there before.
     fn record<'a>(
         self,
         library: &Path,
@@ -227,10 +227,14 @@ impl Act {
         before: Option<&'a Value>,
     ) -> Result<Recorded<'a>> {
         let base = Image::of(dir, DATA)?;
+        let recording = dir.join("recording");
+        if recording.exists() {
+            std::fs::remove_file(&recording)?;
+        }
         let mut command = (self.run)(dir);
-        command.envs(disk::below(library, dir)).env("DISK_LOG", dir.join("recording"));
+        command.envs(disk::below(library, dir)).env("DISK_LOG", &recording);
         let said = printed(command).with_context(|| self.name)?;
-        is_complete(&dir.join("recording"), Some(&base), dir, &dir.join("scratch"))?;
+        is_complete(&recording, Some(&base), dir, &dir.join("scratch"))?;
         let made = if dir.join(RESTORED).exists() { RESTORED } else { STORE };
         let report = printed(examine(made, dir))?;
         Ok(Recorded { act: self, dir: dir.to_owned(), base, said, before, report })
@@ -324,17 +328,14 @@ pub fn prove(
 
     std::fs::remove_dir_all(dir.join(STORE))?;
     Image::of(home, DATA)?.write(&dir.join(DATA))?;
-    std::fs::remove_file(dir.join("recording"))?;
     let second = BACK_UP_ANEW.record(library, &dir, Some(&first.said))?;
     ensure!(holds(&first.said) != holds(&second.said), "both backups hold the same");
     see(&second)?;
 
-    std::fs::remove_file(dir.join("recording"))?;
     see(&RESTORE.record(library, &dir, None)?)?;
 
     std::fs::remove_dir_all(dir.join(RESTORED))?;
     std::fs::remove_file(dir.join(STORE).join("head/db"))?;
-    std::fs::remove_file(dir.join("recording"))?;
     see(&REPAIR.record(library, &dir, None)?)?;
     println!("{}: nothing that was made is missing", opened.join(", "));
     Ok(())
