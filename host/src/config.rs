@@ -182,9 +182,9 @@ section!(
         batch_max_records: usize = 4_096,
         /// Most bytes of a batch handed to a plugin; one record larger than this is a batch alone.
         batch_max_bytes: usize = 4 << 20,
-        /// Share of a processor, in percent, that a replay's worker gets beside a live one that wants it all;
-        /// from 50 on, as much as that. Threads that read and write files for it stand back half as far.
-        replay_share: u32 = 10,
+        /// Share of a processor, in percent, that a replay's thread gets beside a live one that wants it all;
+        /// from 50 on, as much as that.
+        replay_share: u32 = 25,
         /// Bytes of outputs and state changes that a live task gathers before it waits for its commit.
         commit_max_bytes: usize = 4 << 20,
         /// The same of a generation that follows the live one. Producers and live tasks wait for what is

@@ -206,8 +206,7 @@ impl Registry {
             log: log.clone(),
             clock: Arc::clone(&clock),
             config: config.tasks.clone(),
-            // Before workers, which wait for them, and behind live work.
-            bulk: BulkThreads::start(count, niceness.halved()).map_err(machine)?,
+            bulk: BulkThreads::start(count, niceness).map_err(machine)?,
             file_system: Arc::clone(&file_system),
             checkpoint_dir: dir.join("checkpoints"),
             observer: Arc::clone(&metrics) as Arc<_>,

@@ -18,11 +18,6 @@ impl Niceness {
     /// As far as can be: what runs at the usual priority gets seventy times as much.
     pub const LAST: Self = Self(19);
 
-    /// Half as far, rounded down.
-    pub fn halved(self) -> Self {
-        Self(self.0 / 2)
-    }
-
     /// That of a thread which gets `percent` of a processor beside one of the usual priority; no thread
     /// gets more than it.
     pub fn of_share(percent: u32) -> Self {
