@@ -99,6 +99,8 @@ section!(
         discard_bytes: usize = 1 << 30,
         /// Milliseconds for reading what is thrown away.
         discard_ms: u64 = 10_000,
+        /// Bytes a second that are read of it, for each connection: it is nothing but work.
+        discard_bytes_per_second: usize = 100 << 20,
         /// Most records that one fetch returns: a reply is built in memory.
         max_fetch_records: usize = 100_000,
         /// Most bytes of records that one fetch returns.
@@ -336,6 +338,7 @@ impl Config {
             ("http.max_bodies_bytes", http.max_bodies_bytes as u64, 1, TIB),
             ("http.discard_bytes", http.discard_bytes as u64, 0, TIB),
             ("http.discard_ms", http.discard_ms, 0, YEAR_MS),
+            ("http.discard_bytes_per_second", http.discard_bytes_per_second as u64, 1 << 10, TIB),
             ("http.max_fetch_records", http.max_fetch_records as u64, 1, 10_000_000),
             ("http.max_fetch_bytes", http.max_fetch_bytes as u64, 1, 1 << 30),
             ("http.heartbeat_ms", http.heartbeat_ms, 1, YEAR_MS),

@@ -23,7 +23,7 @@ use utoipa::openapi::{Ref, RefOr, ResponseBuilder};
 use utoipa_axum::router::UtoipaMethodRouter;
 
 use super::app::{App, run_blocking};
-use super::extract::discard;
+use super::extract::discard_unread;
 use super::problem::Problem;
 use crate::deployment::{AuditEntry, Caller, Registry, Role, claimed_id};
 use crate::types::TopicName;
@@ -221,9 +221,7 @@ pub fn is_refusal(status: StatusCode) -> bool {
 /// Refuses a request whose body nobody has read: it is read and thrown away, unless its client waits to
 /// be asked for it.
 pub async fn refuse_unread(app: &App, request: Request, problem: Problem) -> Response {
-    if !request.headers().contains_key(header::EXPECT) {
-        discard(&app.config().http, request.into_body().into_data_stream()).await;
-    }
+    discard_unread(&app.config().http, request).await;
     problem.into_response()
 }
 

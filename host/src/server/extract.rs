@@ -77,8 +77,12 @@ impl FromRequest<App> for Whole {
         let http = &app.config().http;
         let announced = request.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|n| n.to_str().ok()?.parse::<u64>().ok()).unwrap_or(0);
+        if announced > http.max_body_bytes as u64 {
+            discard_unread(http, request).await;
+            return Err(too_large(http));
+        }
         let mut body = request.into_body().into_data_stream();
-        let mut bytes = BytesMut::with_capacity((announced as usize).min(http.max_body_bytes));
+        let mut bytes = BytesMut::with_capacity(announced as usize);
         let mut room: Option<OwnedSemaphorePermit> = None;
         let mut patience = Patience::new(http);
         loop {
@@ -153,15 +157,32 @@ fn too_slow(http: &Http, bytes: usize) -> Problem {
     .with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
+/// How often reading on stops until it is due again.
+const DISCARD_TICK: Duration = Duration::from_millis(20);
+
+/// Reads a body that nobody has read and throws it away, unless its client waits to be asked for it.
+pub async fn discard_unread(http: &Http, request: Request) {
+    if !request.headers().contains_key(header::EXPECT) {
+        discard(http, request.into_body().into_data_stream()).await;
+    }
+}
+
 /// Reads on for a while without keeping anything: most clients listen only once they have said all,
 /// and one that is cut off while it speaks never hears why.
-pub async fn discard(http: &Http, mut body: BodyDataStream) {
+async fn discard(http: &Http, mut body: BodyDataStream) {
     let all = async {
-        let mut bytes = 0;
+        let (mut bytes, mut in_tick) = (0, 0);
+        let per_tick = http.discard_bytes_per_second / (1_000 / DISCARD_TICK.as_millis() as usize);
+        let mut tick = tokio::time::interval(DISCARD_TICK);
         while let Some(Ok(part)) = body.next().await {
             bytes += part.len();
+            in_tick += part.len();
             if bytes > http.discard_bytes {
                 break;
+            }
+            if in_tick >= per_tick {
+                in_tick = 0;
+                tick.tick().await;
             }
         }
     };

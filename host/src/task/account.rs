@@ -6,6 +6,10 @@ use std::time::Duration;
 /// waits behind it hardly notices.
 pub const LONG_STEP: Duration = Duration::from_millis(500);
 
+/// How long a step may look for records at fault before what is left of its batch waits for another
+/// turn: many times as long as one call that fails usually takes, so that little is looked for twice.
+pub const LONG_SEARCH: Duration = Duration::from_secs(2);
+
 /// A task stands back while more than half of its time of late was wasted, if that was so long: a bad
 /// record now and then, or one in a large batch, takes less.
 const MUCH_WASTED: Duration = Duration::from_millis(100);

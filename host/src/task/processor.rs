@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use arrow_array::BinaryArray;
 
+use super::account::LONG_SEARCH;
 use super::source::slice_input;
-use super::workers::between_calls;
 use super::{TaskShared, TaskSpec};
 use crate::clock::SharedClock;
 use crate::plugin::{
@@ -117,7 +117,8 @@ impl Processor {
 
     /// Processes `input`, in as many calls as it takes, and hands each part and its outcome to
     /// `keep` in order, after the part's state changes were applied. Ends with the part at which `keep`
-    /// says `false`, as no more may be gathered before a commit. Returns how many records it took.
+    /// says `false`, as no more may be gathered before a commit, or at which it has looked for records
+    /// at fault for [`LONG_SEARCH`]. Returns how many records it took.
     ///
     /// # Errors
     /// When the failure is not one record's: no instance, a deadline, or `keep` refuses.
@@ -129,10 +130,8 @@ impl Processor {
         let mut rest = vec![input];
         let mut stream_time = rest[0].stream_time_ms;
         let mut taken = 0;
-        let mut failed = false;
+        let (began, mut failed) = (self.clock.monotonic(), false);
         while let Some(mut part) = rest.pop() {
-            // Looking for the records at fault may take minutes, and nobody waits for them.
-            between_calls();
             if failed && self.shared.is_stopping() {
                 return Err(Failure::Stopped);
             }
@@ -152,7 +151,8 @@ impl Processor {
                 },
             };
             taken += part.batch.len();
-            if !goes_on {
+            let is_long = failed && self.clock.monotonic().saturating_sub(began) >= LONG_SEARCH;
+            if !goes_on || is_long {
                 break;
             }
             let highest = part.batch.records.timestamps.iter().max().copied();

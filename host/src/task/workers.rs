@@ -19,7 +19,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -49,20 +49,6 @@ pub trait Step: Send {
 
     /// Told that a step panicked: a fault of the host. It is not stepped again.
     fn panicked(&mut self);
-}
-
-thread_local! {
-    /// Whether this worker's place was lent.
-    static LENT: Arc<AtomicBool> = Arc::default();
-}
-
-/// Between the calls of a step of many, which is one that looks for records at fault: a worker whose
-/// place was lent stands back as far as can be from then on; until then, by as much as one that makes
-/// a single long call. It ends with its step.
-pub(super) fn between_calls() {
-    if LENT.with(|lent| lent.swap(false, Ordering::AcqRel)) {
-        stand_back(Niceness::LAST);
-    }
 }
 
 /// Which queue a task waits in, and whose workers step it.
@@ -164,8 +150,6 @@ impl Ready {
 struct Stepping {
     began: Duration,
     thread: ThreadNumber,
-    /// How to tell it that its place was lent.
-    lent: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -202,7 +186,6 @@ impl Queues {
         }
         if let Some(step) = stepping.remove(&worker) {
             step.thread.stand_back(niceness);
-            step.lent.store(true, Ordering::Release);
         }
         self.lent += 1;
         true
@@ -254,8 +237,7 @@ impl Pool {
                 return None;
             }
             if let Some(slot) = queues.ready[class as usize].pop() {
-                let step =
-                    Stepping { began: self.clock.monotonic(), thread, lent: LENT.with(Arc::clone) };
+                let step = Stepping { began: self.clock.monotonic(), thread };
                 queues.stepping[class as usize].insert(worker, step);
                 if queues.is_stuck(class, self.count) {
                     self.all_busy.notify_one();
@@ -479,7 +461,7 @@ impl Workers {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
 
     use super::*;
     use crate::clock::SystemClock;

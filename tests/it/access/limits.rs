@@ -365,3 +365,23 @@ fn what_two_programs_could_read_two_ways_is_refused_or_ends_the_connection() {
     assert_eq!(admin.get("/v1/topics/t").status, 200, "nothing was smuggled");
     assert!(!host.said().contains(&root[28..]));
 }
+
+#[test]
+fn a_body_is_refused_by_what_it_announces() {
+    let host = Host::start_with(&[("ANABRANCH_HTTP_MAX_BODY_BYTES", "1000")]);
+    host.topic("t", &json!({}));
+    let ask = |headers: &str, body: &str| {
+        let head = "POST /v1/topics/t/records HTTP/1.1\r\nhost: localhost\r\nconnection: close";
+        say(
+            &host,
+            &format!("{head}\r\ncontent-type: application/x-ndjson\r\n{headers}\r\n\r\n{body}"),
+        )
+    };
+    // A client that waits to be asked for it is not; whoever announces nothing is found out on the way.
+    let asked = ask("content-length: 1000000000000\r\nexpect: 100-continue", "");
+    let on_the_way = format!("7d0\r\n{}\r\n0\r\n\r\n", "x".repeat(2_000));
+    for reply in [asked, ask("transfer-encoding: chunked", &on_the_way)] {
+        assert!(reply.starts_with("HTTP/1.1 413 "), "{reply}");
+        assert!(reply.contains("body_too_large") && reply.contains("max_body_bytes"), "{reply}");
+    }
+}

@@ -1,8 +1,9 @@
 //! A client of the public surface, as small as tests need it.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read};
 use std::sync::Arc;
 
+use arrow_ipc::reader::StreamReader;
 use serde_json::{Value, json};
 use ureq::http::{HeaderMap, Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -17,6 +18,9 @@ pub struct Client {
     agent: Agent,
     token: Option<String>,
 }
+
+/// Records as they come, in columns.
+pub type Batches = StreamReader<BufReader<Box<dyn Read>>>;
 
 /// What a host answered.
 #[derive(Debug)]
@@ -85,7 +89,7 @@ impl Client {
         }
         let sent = match method {
             "GET" => self.agent.run(request.body(())?),
-            _ => self.agent.run(request.body(body.to_vec())?),
+            _ => self.agent.run(request.body(body)?),
         };
         Reply::read(sent?)
     }
@@ -170,6 +174,20 @@ impl Client {
             from = (last["offset"].as_u64().unwrap() + 1).to_string();
             all.extend(page);
         }
+    }
+
+    /// A partition's first `count` records in batches of columns, as many at once as the host sends:
+    /// for more of them than a test can hold as JSON.
+    pub fn batches(&self, topic: &str, partition: u32, count: usize) -> Batches {
+        let path = format!("/v1/topics/{topic}/partitions/{partition}/records");
+        let request = self
+            .agent
+            .get(format!("{}{path}?from=earliest&follow=true&limit={count}", self.url))
+            .header("accept", "application/vnd.apache.arrow.stream");
+        let reply = request.call().expect("the host answers");
+        assert_eq!(reply.status(), 200);
+        let body: Box<dyn Read> = Box::new(reply.into_body().into_reader());
+        StreamReader::try_new(BufReader::new(body), None).expect("a stream of Arrow")
     }
 
     /// A deployment's status.
@@ -276,7 +294,7 @@ impl Reply {
 }
 
 /// A stream of server-sent events: id, kind, data.
-pub struct Events(BufReader<Box<dyn std::io::Read + Send>>);
+pub struct Events(BufReader<Box<dyn Read + Send>>);
 
 impl Iterator for Events {
     type Item = (String, String, Value);
