@@ -66,7 +66,7 @@ enum Ending {
 struct Running {
     source: Source,
     processor: Processor,
-    /// What is left of a batch of which the first part made enough for a commit.
+    /// What is left of a batch of which the first part made enough for a commit, or took long enough.
     rest: Option<Input>,
     pending: Pending,
     /// The cursor after all that was processed, committed or not, but for its chains.
@@ -298,7 +298,8 @@ impl Task {
     }
 
     /// Processes a batch: outputs to `pending`, state changes to the stores. Where it takes several calls
-    /// that make more than a commit gathers, the rest of it is left for after that commit.
+    /// that make more than a commit gathers, the rest of it is left for after that commit; where records
+    /// at fault are looked for for long, for the next step.
     fn process(&mut self, input: Input) -> Result<(), Failure> {
         let limit = self.commit_limit();
         let Some(Running { processor, pending, cursor, rest, .. }) = &mut self.running else {
