@@ -372,7 +372,13 @@ impl Drop for Storage {
 pub fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
     let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && fs.list(dir).is_err();
     let missing = dir.ancestors().take_while(is_missing).count();
-    fs.create_dir_all(dir).map_err(Error::io("create", dir))?;
+    let occupied = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            io::Error::other("what has that name is no directory, or a link that leads nowhere")
+        }
+        _ => error,
+    };
+    fs.create_dir_all(dir).map_err(occupied).map_err(Error::io("create", dir))?;
     let is_new = missing > 0 || fs.open(&dir.join("format")).is_err();
     let above = dir.ancestors().skip(1).take(if is_new { missing.max(1) } else { 0 });
     for folder in above {
@@ -735,5 +741,17 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let clock: SharedClock = ManualClock::new(0, 1);
         assert!(Storage::open(dir.path(), &fs, &clock).is_err());
+    }
+
+    #[test]
+    fn a_directory_in_whose_place_is_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for path in [&link, &file] {
+            let error = create_dir(path, &OsFileSystem).unwrap_err().to_string();
+            assert!(error.contains("a link that leads nowhere"), "{error}");
+        }
     }
 }
