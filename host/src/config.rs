@@ -99,7 +99,7 @@ section!(
         discard_bytes: usize = 1 << 30,
         /// Milliseconds for reading what is thrown away.
         discard_ms: u64 = 10_000,
-        /// Bytes a second that are read of it, for each connection: it is nothing but work.
+        /// Most bytes a second that are read of it, for each connection: it is nothing but work.
         discard_bytes_per_second: usize = 100 << 20,
         /// Most records that one fetch returns: a reply is built in memory.
         max_fetch_records: usize = 100_000,

@@ -471,6 +471,7 @@ fn a_lease_waits_for_those_who_still_read() {
     assert_eq!(phase(&host), "warm");
     let processed = &host.status("down")["generations"][0]["progress"]["records"];
     assert_eq!(*processed, 200, "it is paused, and took a step at the start");
+    assert_eq!(phase(&host), "warm");
     host.post("/v1/deployments/down/resume", &json!({})).ok();
     host.wait_processed("down", 1, 300);
     wait_until("the lease ends", || phase(&host) == "retired");

@@ -157,8 +157,8 @@ fn too_slow(http: &Http, bytes: usize) -> Problem {
     .with_header(header::CONNECTION, HeaderValue::from_static("close"))
 }
 
-/// How often reading on stops until it is due again.
-const DISCARD_TICK: Duration = Duration::from_millis(20);
+/// The shortest rest for which reading on stops: timers count in milliseconds.
+const DISCARD_REST: Duration = Duration::from_millis(20);
 
 /// Reads a body that nobody has read and throws it away, unless its client waits to be asked for it.
 pub async fn discard_unread(http: &Http, request: Request) {
@@ -171,18 +171,16 @@ pub async fn discard_unread(http: &Http, request: Request) {
 /// and one that is cut off while it speaks never hears why.
 async fn discard(http: &Http, mut body: BodyDataStream) {
     let all = async {
-        let (mut bytes, mut in_tick) = (0, 0);
-        let per_tick = http.discard_bytes_per_second / (1_000 / DISCARD_TICK.as_millis() as usize);
-        let mut tick = tokio::time::interval(DISCARD_TICK);
+        let (mut bytes, mut rest) = (0, Duration::ZERO);
         while let Some(Ok(part)) = body.next().await {
             bytes += part.len();
-            in_tick += part.len();
             if bytes > http.discard_bytes {
                 break;
             }
-            if in_tick >= per_tick {
-                in_tick = 0;
-                tick.tick().await;
+            let seconds = part.len() as f64 / http.discard_bytes_per_second as f64;
+            rest += Duration::from_secs_f64(seconds);
+            if rest >= DISCARD_REST {
+                tokio::time::sleep(std::mem::take(&mut rest)).await;
             }
         }
     };

@@ -20,7 +20,9 @@ pub struct Client {
 }
 
 /// Records as they come, in columns.
-pub type Batches = StreamReader<BufReader<Box<dyn Read>>>;
+pub type Batches = StreamReader<Stream>;
+
+type Stream = BufReader<Box<dyn Read + Send>>;
 
 /// What a host answered.
 #[derive(Debug)]
@@ -180,14 +182,9 @@ impl Client {
     /// for more of them than a test can hold as JSON.
     pub fn batches(&self, topic: &str, partition: u32, count: usize) -> Batches {
         let path = format!("/v1/topics/{topic}/partitions/{partition}/records");
-        let request = self
-            .agent
-            .get(format!("{}{path}?from=earliest&follow=true&limit={count}", self.url))
-            .header("accept", "application/vnd.apache.arrow.stream");
-        let reply = request.call().expect("the host answers");
-        assert_eq!(reply.status(), 200);
-        let body: Box<dyn Read> = Box::new(reply.into_body().into_reader());
-        StreamReader::try_new(BufReader::new(body), None).expect("a stream of Arrow")
+        let path = format!("{path}?from=earliest&follow=true&limit={count}");
+        let body = self.stream(&path, &[("accept", "application/vnd.apache.arrow.stream")]);
+        StreamReader::try_new(body, None).expect("a stream of Arrow")
     }
 
     /// A deployment's status.
@@ -240,17 +237,25 @@ impl Client {
 
     /// A stream of server-sent events.
     pub fn events(&self, path: &str, last: Option<&str>) -> Events {
-        let mut request =
-            self.agent.get(format!("{}{path}", self.url)).header("accept", "text/event-stream");
-        if let Some(last) = last {
-            request = request.header("last-event-id", last);
+        let accept = ("accept", "text/event-stream");
+        match last {
+            Some(last) => Events(self.stream(path, &[accept, ("last-event-id", last)])),
+            None => Events(self.stream(path, &[accept])),
+        }
+    }
+
+    /// What a success says, as it comes.
+    fn stream(&self, path: &str, headers: &[(&str, &str)]) -> Stream {
+        let mut request = self.agent.get(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let reply = request.call().expect("the host answers");
         assert_eq!(reply.status(), 200);
-        Events(BufReader::new(Box::new(reply.into_body().into_reader())))
+        BufReader::new(Box::new(reply.into_body().into_reader()))
     }
 }
 
@@ -294,7 +299,7 @@ impl Reply {
 }
 
 /// A stream of server-sent events: id, kind, data.
-pub struct Events(BufReader<Box<dyn Read + Send>>);
+pub struct Events(Stream);
 
 impl Iterator for Events {
     type Item = (String, String, Value);
