@@ -138,7 +138,12 @@ impl FileSystem for OsFileSystem {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             // Through a link, as it is opened through; one that leads nowhere is what it is.
-            let metadata = fs::metadata(entry.path()).or_else(|_| entry.metadata())?;
+            let metadata = match fs::metadata(entry.path()).or_else(|_| entry.metadata()) {
+                Ok(metadata) => metadata,
+                // Removed or renamed since its name was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             entries.push(Entry {
                 name: entry.file_name().to_string_lossy().into_owned(),
                 is_dir: metadata.is_dir(),
@@ -175,6 +180,81 @@ impl FileSystem for OsFileSystem {
             Ok(()) => Ok(Some(Box::new(file))),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Creates a directory, durable with the folders above it that did not exist. Of a data directory that is
+/// there only a host that was killed at its very first start may not have synced the name; of another it
+/// is synced again.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && fs.list(dir).is_err();
+    let missing = dir.ancestors().take_while(is_missing).count();
+    let occupied = |error: io::Error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            io::Error::other("what has that name is no directory, or a link that leads nowhere")
+        }
+        _ => error,
+    };
+    fs.create_dir_all(dir).map_err(occupied).map_err(Error::io("create", dir))?;
+    let is_new = missing > 0 || fs.open(&dir.join("format")).is_err();
+    let above = dir.ancestors().skip(1).take(if is_new { missing.max(1) } else { 0 });
+    for folder in above {
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        match fs.sync_dir(folder) {
+            // Whoever made it there may do that.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && missing == 0 => {}
+            synced => synced.map_err(Error::io("sync", folder))?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_is_listed_while_files_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let [stays, goes, comes] = ["stays", "goes", "comes"].map(|name| dir.path().join(name));
+        fs::write(&stays, "").unwrap();
+        fs::write(&goes, "").unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        let done = AtomicBool::new(false);
+        let there = |entries: &[Entry], name| entries.iter().any(|entry| entry.name == name);
+        let wrong = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    fs::rename(&goes, &comes).unwrap();
+                    fs::rename(&comes, &goes).unwrap();
+                }
+            });
+            let mut listed = (0..20_000).map(|_| OsFileSystem.list(dir.path()));
+            let wrong = listed.find(|listed| match listed {
+                Ok(entries) => !there(entries, "stays") || !there(entries, "link"),
+                Err(_) => true,
+            });
+            done.store(true, Ordering::Relaxed);
+            wrong
+        });
+        assert!(wrong.is_none(), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_directory_in_whose_place_is_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
+        std::os::unix::fs::symlink("nowhere", &link).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for path in [&link, &file] {
+            let error = create_dir(path, &OsFileSystem).unwrap_err().to_string();
+            assert!(error.contains("a link that leads nowhere"), "{error}");
         }
     }
 }

@@ -35,7 +35,7 @@ pub use arrow_file::{
 pub use crash::{crash_point, warn_of_tests};
 pub use error::Error;
 pub use examine::{Examined, Flaw, HeadExam, list_folder};
-pub use fs::{Entry, File, FileSystem, OsFileSystem};
+pub use fs::{Entry, File, FileSystem, OsFileSystem, create_dir};
 pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use head_copy::{
     AboutHead, FileSum, HEAD_COPY, read_about_head, read_head_copy, write_head_copy,
@@ -45,7 +45,7 @@ pub use repair::{
     Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,
     not_replaceable, remove_folder, replace_head, restoring,
 };
-pub use store::{Storage, WriteBatch, create_dir};
+pub use store::{Storage, WriteBatch};
 
 /// Gives back the memory that files are read into and written from: for whoever has read to the end.
 pub fn release_memory() {

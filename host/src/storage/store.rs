@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::error::Error;
 use super::frame::{self, Kind, MAX_PAYLOAD_BYTES};
-use super::fs::FileSystem;
+use super::fs::{FileSystem, create_dir};
 use super::head::Head;
 use super::head_copy::HEAD_COPY;
 use super::high_water::HighWater;
@@ -361,35 +361,6 @@ impl Drop for Storage {
             self.head.leave();
         }
     }
-}
-
-/// Creates a directory, durable with the folders above it that did not exist. Of a data directory that is
-/// there only a host that was killed at its very first start may not have synced the name; of another it
-/// is synced again.
-///
-/// # Errors
-/// When the disk refuses.
-pub fn create_dir(dir: &Path, fs: &dyn FileSystem) -> Result<(), Error> {
-    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && fs.list(dir).is_err();
-    let missing = dir.ancestors().take_while(is_missing).count();
-    let occupied = |error: io::Error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            io::Error::other("what has that name is no directory, or a link that leads nowhere")
-        }
-        _ => error,
-    };
-    fs.create_dir_all(dir).map_err(occupied).map_err(Error::io("create", dir))?;
-    let is_new = missing > 0 || fs.open(&dir.join("format")).is_err();
-    let above = dir.ancestors().skip(1).take(if is_new { missing.max(1) } else { 0 });
-    for folder in above {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        match fs.sync_dir(folder) {
-            // Whoever made it there may do that.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && missing == 0 => {}
-            synced => synced.map_err(Error::io("sync", folder))?,
-        }
-    }
-    Ok(())
 }
 
 /// Refuses a directory without the file `format` in which there is something of a store that had one: it
@@ -741,17 +712,5 @@ mod tests {
         let fs: Arc<dyn FileSystem> = Arc::new(OsFileSystem);
         let clock: SharedClock = ManualClock::new(0, 1);
         assert!(Storage::open(dir.path(), &fs, &clock).is_err());
-    }
-
-    #[test]
-    fn a_directory_in_whose_place_is_something_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let (link, file) = (dir.path().join("link"), dir.path().join("file"));
-        std::os::unix::fs::symlink("nowhere", &link).unwrap();
-        std::fs::write(&file, "").unwrap();
-        for path in [&link, &file] {
-            let error = create_dir(path, &OsFileSystem).unwrap_err().to_string();
-            assert!(error.contains("a link that leads nowhere"), "{error}");
-        }
     }
 }

@@ -19,7 +19,8 @@ fn headers_that_do_not_come_end_the_connection() {
     socket.write_all(b"GET /v1/topics HTTP/1.1\r\nhost: localhost\r\nx-slow: ").unwrap();
     for _ in 0..3 {
         std::thread::sleep(ms(100));
-        socket.write_all(b"a").unwrap();
+        // It may have given up already.
+        let _ = socket.write_all(b"a");
     }
     let reply = heard(&mut socket);
     assert!(reply.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{reply}");
