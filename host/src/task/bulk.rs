@@ -4,13 +4,52 @@
 //! **Invariant:** jobs of a kind begin in the order in which they were submitted, and those that were
 //! submitted before [`BulkThreads::close`] are done when it returns.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use crate::storage::{Niceness, stand_back};
 use crate::threads::{self, JoinHandle, Mutex, Receiver, Sender, channel};
 use crate::types::PartitionId;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// A job that panics has said so; those behind it have waited long enough.
+fn run(job: Job) {
+    drop(catch_unwind(AssertUnwindSafe(job)));
+}
+
+/// Jobs of which each begins when the one before it is done, on whichever thread is free.
+#[derive(Default)]
+pub struct Strand(Mutex<Waiting>);
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    /// Whether a thread runs them, or will.
+    has_thread: bool,
+}
+
+impl Strand {
+    /// Adds a job; `false` if a thread comes to it anyway.
+    fn add(&self, job: Job) -> bool {
+        let mut waiting = self.0.lock();
+        waiting.jobs.push_back(job);
+        !std::mem::replace(&mut waiting.has_thread, true)
+    }
+
+    fn run(&self) {
+        let next = || {
+            let mut waiting = self.0.lock();
+            let job = waiting.jobs.pop_front();
+            waiting.has_thread = job.is_some();
+            job
+        };
+        while let Some(job) = next() {
+            run(job);
+        }
+    }
+}
 
 /// The threads, each kind with a queue of its own.
 pub struct BulkThreads {
@@ -31,8 +70,6 @@ impl BulkThreads {
     pub fn start(count: usize, niceness: Niceness) -> std::io::Result<Self> {
         let mut threads = Vec::new();
         let mut thread = |name: String, queue: Receiver<Job>| -> std::io::Result<()> {
-            // A job that panics has said so; those behind it have waited long enough.
-            let run = |job: Job| drop(catch_unwind(AssertUnwindSafe(job)));
             threads.push(threads::spawn(name, move || {
                 stand_back(niceness);
                 while let Some(job) = queue.recv() {
@@ -76,11 +113,15 @@ impl BulkThreads {
         }
     }
 
-    /// Runs `job` soon; never after [`BulkThreads::close`].
-    pub fn submit(&self, job: Job) {
-        if let Some(writes) = &*self.writes.lock() {
+    /// Runs `job`, which writes files, soon, after those of `strand` before it; never after
+    /// [`BulkThreads::close`].
+    pub fn submit_write(&self, strand: &Arc<Strand>, job: Job) {
+        if strand.add(job)
+            && let Some(writes) = &*self.writes.lock()
+        {
+            let strand = Arc::clone(strand);
             // The threads end only once the sender is gone, so this reaches one of them.
-            drop(writes.send(job));
+            drop(writes.send(Box::new(move || strand.run())));
         }
     }
 
@@ -109,5 +150,32 @@ impl BulkThreads {
         for thread in syncs {
             drop(thread.join());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_of_a_strand_run_in_their_order_and_those_of_others_beside_them() {
+        let threads = BulkThreads::start(2, Niceness::TENTH).unwrap();
+        let (strand, other) = (Arc::<Strand>::default(), Arc::<Strand>::default());
+        let done = Arc::new(Mutex::new(Vec::new()));
+        let (release, held) = channel();
+        let waits = move || assert!(held.recv().is_some(), "the other strand's job has run");
+        threads.submit_write(&strand, Box::new(waits));
+        for i in 0..100 {
+            let done = Arc::clone(&done);
+            let job = move || {
+                done.lock().push(i);
+                assert!(i != 7, "on purpose: a job that panics stops nobody");
+            };
+            threads.submit_write(&strand, Box::new(job));
+        }
+        // Runs while the first of the others stands still.
+        threads.submit_write(&other, Box::new(move || assert!(release.send(()).is_ok())));
+        threads.close();
+        assert_eq!(*done.lock(), (0..100).collect::<Vec<_>>());
     }
 }

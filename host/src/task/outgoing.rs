@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use super::bulk::Strand;
 use super::lane::extend_chain;
 use super::pending::JournalEntry;
 use super::{Cursor, Environment, OutputSpec, Poison, TaskSpec, cursor_key};
@@ -38,8 +39,8 @@ impl From<SegmentError> for Refused {
     }
 }
 
-/// What a commit takes from the one before it. A commit to files does so where the files are written, which
-/// is before the next one may be sent off.
+/// What a commit takes from the one before it. A commit to files does so where the files are written, one
+/// commit of a task after the other.
 pub(super) struct Trail {
     /// The chains of all lanes, as [`Cursor::chains`] has them.
     pub(super) chains: BTreeMap<String, u64>,
@@ -127,10 +128,12 @@ impl Parts {
         }
     }
 
-    /// `written` is called once the records are let go of, `done` once they are durable.
+    /// `written` is called once the records are let go of, `done` once they are durable. Commits of a task
+    /// share a strand.
     pub(super) fn through_files(
         mut self,
         env: &Arc<Environment>,
+        strand: &Arc<Strand>,
         written: Box<dyn FnOnce() + Send>,
         done: Done,
     ) {
@@ -140,7 +143,7 @@ impl Parts {
             mode.end_files();
         };
         let (job_env, partition) = (Arc::clone(env), self.spec.partition);
-        env.bulk.submit(Box::new(move || {
+        let job = move || {
             let written_files = guarded(|| {
                 let committed = self.take_place();
                 Ok((self.write(&job_env)?, committed))
@@ -163,7 +166,8 @@ impl Parts {
             // Before the next one may be written, which must come after.
             job_env.bulk.submit_sync(partition, Box::new(sync));
             written();
-        }));
+        };
+        env.bulk.submit_write(strand, Box::new(job));
     }
 
     /// Writes each lane to a file of its own.

@@ -2,7 +2,8 @@
 //!
 //! At most one commit to the head is under way; what later batches make gathers until it is durable and
 //! then goes as one. So commits grow with the load, and an idle task commits at once. Where a generation has
-//! few tasks, a commit to files is written while the one before it is synced.
+//! few tasks, a commit to files waits to be written while the one before it is, and the one before that is
+//! synced: neither worker nor writer stands still for the other.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use arrow_array::Array as _;
 
+use super::bulk::Strand;
 use super::outgoing::{CHANGELOG, Committed, Parts, Refused, Trail, journal_append};
 use super::pending::{Pending, Way, changelog_records};
 use super::processor::{Failure, Outcome, Processor};
@@ -32,8 +34,10 @@ const COMMIT_BATCHES: usize = 128;
 /// Runs of input after which a task commits, so that its journal record stays small.
 const COMMIT_RUNS: usize = 65_536;
 
-/// Commits to files that may be under way: one that is written, and one that is synced.
-const FILE_COMMITS: usize = 2;
+/// Commits to files that may be under way, and how many of them need not be written.
+const FILE_COMMITS: usize = 3;
+const UNWRITTEN_COMMITS: usize = 2;
+
 /// Tasks of a generation from which on they keep workers, writers and disk busy without reading ahead and
 /// with one commit each, in half the memory.
 const MANY_TASKS: usize = 3;
@@ -41,7 +45,7 @@ const MANY_TASKS: usize = 3;
 /// A commit under way.
 #[derive(Default)]
 struct Outgoing {
-    /// Whether all that takes memory and processor time is done, so that the next one may follow.
+    /// Whether all that takes memory and processor time is done.
     written: AtomicBool,
     /// Its result once it has one.
     result: Mutex<Option<Result<(), Refused>>>,
@@ -75,6 +79,8 @@ struct Running {
     trail: Arc<Mutex<Trail>>,
     /// The commits under way, the oldest first.
     outgoing: VecDeque<Arc<Outgoing>>,
+    /// Where those to files are written.
+    strand: Arc<Strand>,
     /// Why it ends, once no commit is under way any more: one that is forgotten could still be taken.
     ending: Option<Ending>,
     /// Whether little was left to read when the last commit was sent off.
@@ -119,6 +125,7 @@ impl Task {
             cursor,
             trail,
             outgoing: VecDeque::new(),
+            strand: Arc::default(),
             ending: None,
             near_end: false,
             checkpointing: Arc::default(),
@@ -503,7 +510,7 @@ impl Task {
                 outgoing.written.store(true, Ordering::Release);
                 shared.wake();
             };
-            parts.through_files(&self.env, Box::new(written), Box::new(done));
+            parts.through_files(&self.env, &running.strand, Box::new(written), Box::new(done));
         }
         Ok(true)
     }
@@ -512,11 +519,12 @@ impl Task {
 impl Running {
     /// Whether another commit may be sent off.
     fn has_room(&self, spec: &TaskSpec) -> bool {
-        self.outgoing.back().is_none_or(|last| {
-            let most = if spec.mode.tasks() >= MANY_TASKS { 1 } else { FILE_COMMITS };
-            let files = !self.cursor.head && self.outgoing.len() < most;
-            files && last.written.load(Ordering::Acquire)
-        })
+        let is_unwritten = |one: &&Arc<Outgoing>| !one.written.load(Ordering::Acquire);
+        let few_files = !self.cursor.head
+            && spec.mode.tasks() < MANY_TASKS
+            && self.outgoing.len() < FILE_COMMITS
+            && self.outgoing.iter().filter(is_unwritten).count() < UNWRITTEN_COMMITS;
+        self.outgoing.is_empty() || few_files
     }
 
     /// Bytes of outputs and state changes that are not sent off.

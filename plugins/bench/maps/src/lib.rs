@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 /// What the values that `filter` keeps begin with.
-const KEPT: &str = r#"{"level":"warn""#;
+const KEPT: &[u8] = br#"{"level":"warn""#;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -72,29 +72,41 @@ impl Plugin for Maps {
     fn process(&self, record: &Record<'_>) -> Result<()> {
         match self.job {
             Job::PassThrough => self.out.forward(record),
-            Job::Filter if record.text()?.starts_with(KEPT) => self.out.forward(record),
-            Job::Filter => Ok(()),
-            Job::JsonMap => {
-                let Sale { level, user, amount } = record.json()?;
-                let taxed = Taxed { user, level, amount_with_tax: amount + amount / 5 };
-                self.out.send_json(record.key().unwrap_or_default(), &taxed)
-            }
-            Job::FlatMap => {
-                let (key, value) = (record.key_str()?, record.value().unwrap_or_default());
-                let parts = ["a", "b", "c"];
-                parts
-                    .iter()
-                    .try_for_each(|part| self.out.send(format!("{key}-{part}").as_bytes(), value))
-            }
+            Job::Filter => self.filter(record),
+            Job::JsonMap => self.json_map(record),
+            Job::FlatMap => self.flat_map(record),
         }
     }
 
-    /// What passes through whole goes as columns, everything else record by record.
+    /// A loop for each job. What passes through whole goes as columns.
     fn process_batch(&self, batch: &Batch) -> Result<()> {
         match self.job {
             Job::PassThrough => self.out.forward_range(batch, 0..batch.len()),
-            _ => batch.each(|record| self.process(record)),
+            Job::Filter => batch.each(|record| self.filter(record)),
+            Job::JsonMap => batch.each(|record| self.json_map(record)),
+            Job::FlatMap => batch.each(|record| self.flat_map(record)),
         }
+    }
+}
+
+impl Maps {
+    fn filter(&self, record: &Record<'_>) -> Result<()> {
+        match record.value() {
+            Some(value) if value.starts_with(KEPT) => self.out.forward(record),
+            _ => Ok(()),
+        }
+    }
+
+    fn json_map(&self, record: &Record<'_>) -> Result<()> {
+        let Sale { level, user, amount } = record.json()?;
+        let taxed = Taxed { user, level, amount_with_tax: amount + amount / 5 };
+        self.out.send_json(record.key().unwrap_or_default(), &taxed)
+    }
+
+    fn flat_map(&self, record: &Record<'_>) -> Result<()> {
+        let (key, value) = (record.key_str()?, record.value().unwrap_or_default());
+        let parts = ["a", "b", "c"];
+        parts.iter().try_for_each(|part| self.out.send(format!("{key}-{part}").as_bytes(), value))
     }
 }
 
