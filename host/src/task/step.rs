@@ -2,8 +2,8 @@
 //!
 //! At most one commit to the head is under way; what later batches make gathers until it is durable and
 //! then goes as one. So commits grow with the load, and an idle task commits at once. Where a generation has
-//! few tasks, a commit to files waits to be written while the one before it is, and the one before that is
-//! synced: neither worker nor writer stands still for the other.
+//! few tasks, a commit to files is written while the one before it is synced, and a task that is alone has
+//! another that waits to be written: neither worker nor writer stands still for the other.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,13 +34,15 @@ const COMMIT_BATCHES: usize = 128;
 /// Runs of input after which a task commits, so that its journal record stays small.
 const COMMIT_RUNS: usize = 65_536;
 
-/// Commits to files that may be under way, and how many of them need not be written.
-const FILE_COMMITS: usize = 3;
-const UNWRITTEN_COMMITS: usize = 2;
-
 /// Tasks of a generation from which on they keep workers, writers and disk busy without reading ahead and
 /// with one commit each, in half the memory.
 const MANY_TASKS: usize = 3;
+
+/// Commits to files that a task of a generation of `tasks` may have under way. All but one may have to be
+/// written yet.
+fn file_commits(tasks: usize) -> usize {
+    MANY_TASKS + 1 - tasks.clamp(1, MANY_TASKS)
+}
 
 /// A commit under way.
 #[derive(Default)]
@@ -519,11 +521,11 @@ impl Task {
 impl Running {
     /// Whether another commit may be sent off.
     fn has_room(&self, spec: &TaskSpec) -> bool {
+        let most = file_commits(spec.mode.tasks());
         let is_unwritten = |one: &&Arc<Outgoing>| !one.written.load(Ordering::Acquire);
         let few_files = !self.cursor.head
-            && spec.mode.tasks() < MANY_TASKS
-            && self.outgoing.len() < FILE_COMMITS
-            && self.outgoing.iter().filter(is_unwritten).count() < UNWRITTEN_COMMITS;
+            && self.outgoing.len() < most
+            && self.outgoing.iter().filter(is_unwritten).count() < most - 1;
         self.outgoing.is_empty() || few_files
     }
 
