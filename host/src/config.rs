@@ -194,7 +194,7 @@ section!(
         follow_commit_bytes: usize = 256 << 10,
         /// Bytes of outputs and state changes that a replaying task writes to files in one commit: where it
         /// has stores and its generation at most two tasks; else half of that. Each task holds up to twice
-        /// as much: one commit being written, one being gathered.
+        /// as much: one commit being written, one being gathered. One that is alone has a third between them.
         replay_commit_bytes: usize = 16 << 20,
         /// Records left to all its tasks below which a replaying generation leaves files for the head: a
         /// fraction of a second of work, and what the head then holds of it.
