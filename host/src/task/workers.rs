@@ -8,8 +8,9 @@
 //!
 //! A step cannot be interrupted, and a plugin that uses up its fuel at every record makes steps of
 //! seconds, though a search for records at fault ends its step before the batch ends; one that fails
-//! fast at every record makes short ones, without end. So tasks whose last step was long stand back: they wait in a queue of their own, for threads of their own, as many as there
-//! are workers and of low priority. So do those that waste most of their time, in another queue, so that
+//! fast at every record makes short ones, without end. So tasks whose last step was long stand back: they
+//! wait in a queue of their own, for threads of their own, as many as there are workers and of low
+//! priority. So do those that waste most of their time, in another queue, so that
 //! they do not wait for minutes behind the long steps. Whoever is in a long step on an ordinary worker
 //! is found out by a watching thread, which lends its place to a new worker.
 //!
