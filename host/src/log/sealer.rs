@@ -13,7 +13,7 @@ use super::handle::Shared;
 use super::keys;
 use super::partition::{Partition, Run};
 use super::segment::{Segment, SegmentFile};
-use crate::storage::{Pace, WriteBatch, crash_point};
+use crate::storage::{Pace, WriteBatch, crash_point, return_free_memory};
 use crate::threads::{Condvar, Mutex, Receiver, Sender, channel};
 
 /// Keys removed in one batch: a batch holds sled's lock while it is applied.
@@ -21,6 +21,12 @@ const REMOVE_KEYS: usize = 8;
 
 /// Where the disk holds up one batch, the next need not wait as long.
 const LONGEST_REST: Duration = Duration::from_millis(20);
+
+/// Records that are sealed leave free memory behind, in the heaps of the threads that took them in. With
+/// more than this of it, and once nothing came to be sealed…
+const RETURN_BYTES: u64 = 64 << 20;
+/// … for so long, it is returned: whatever comes next may run on other threads.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Work for the sealer.
 pub(super) enum Task {
@@ -36,14 +42,24 @@ pub(super) enum Task {
 
 /// The body of the sealer thread.
 pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Sender<Request>) {
-    while let Some(task) = tasks.recv() {
+    let mut freed = 0;
+    loop {
+        let worthwhile = freed > RETURN_BYTES;
+        let soon = worthwhile.then(|| tasks.recv_within(QUIET)).flatten();
+        if worthwhile && soon.is_none() {
+            return_free_memory();
+            freed = 0;
+        }
+        let Some(task) = soon.or_else(|| tasks.recv()) else { return };
         match task {
             Task::Check => {
                 shared.check_waits.store(false, Ordering::SeqCst);
                 while shared.head_bytes() > shared.config.head_bytes / 2
                     && !shared.closing.load(Ordering::SeqCst)
-                    && seal_largest(shared, committer)
-                {}
+                    && let Some(bytes) = seal_largest(shared, committer)
+                {
+                    freed += bytes;
+                }
             }
             Task::Remove(keys) => remove(shared, &keys),
             Task::LetGo(segments) => {
@@ -54,14 +70,15 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Send
     }
 }
 
-/// Seals one file of the partition with the largest head; false if there is nothing to gain.
-fn seal_largest(shared: &Arc<Shared>, committer: &Sender<Request>) -> bool {
+/// Seals one file of the partition with the largest head: bytes of its records, or `None` if there is
+/// nothing to gain.
+fn seal_largest(shared: &Arc<Shared>, committer: &Sender<Request>) -> Option<u64> {
     let all: Vec<Arc<Partition>> = shared.registry.read().values().cloned().collect();
     let sized = all.into_iter().map(|p| (p.tail_bytes(), p));
     let largest = sized.max_by_key(|(bytes, p)| (*bytes, p.log(), p.id()));
-    let Some((bytes, partition)) = largest else { return false };
+    let (bytes, partition) = largest?;
     let runs = partition.sealable(shared.config.segment_bytes);
-    let Some(first) = runs.first().filter(|_| bytes > 0) else { return false };
+    let first = runs.first().filter(|_| bytes > 0)?;
     let (log, id) = (partition.log(), partition.id());
     let sources = runs.iter().any(|run| run.records.sources.is_some());
     let place = shared.segment_place(log, id, sources, Pace::Gentle);
@@ -76,7 +93,7 @@ fn seal_largest(shared: &Arc<Shared>, committer: &Sender<Request>) -> bool {
         Ok(segment) => Arc::new(segment),
         Err(e) => {
             tracing::error!("cannot seal log {log}/{id}: {e}; its records stay in the head");
-            return false;
+            return None;
         }
     };
     crash_point("seal-written");
@@ -85,19 +102,19 @@ fn seal_largest(shared: &Arc<Shared>, committer: &Sender<Request>) -> bool {
         let _ = answer.send(result);
     });
     if committer.send_urgent(Request::Seal(log, id, segment, done)).is_err() {
-        return false;
+        return None;
     }
     match outcome.recv() {
         Some(Ok(_)) => {
             crash_point("seal-recorded");
             remove(shared, &head_keys(&partition, &runs));
-            true
+            Some(runs.iter().map(Run::held_bytes).sum())
         }
         Some(Err(e)) => {
             tracing::info!("segment of log {log}/{id} was not taken: {e}");
-            false
+            None
         }
-        None => false,
+        None => None,
     }
 }
 

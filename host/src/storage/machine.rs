@@ -8,6 +8,17 @@ pub fn available_memory_bytes() -> Option<u64> {
     Some(kilobytes << 10)
 }
 
+/// Returns to the system what the allocator keeps of memory that was freed, where it is glibc's: each thread
+/// has a heap of its own, and what one has freed there no other finds. Locks each heap while it is looked
+/// through.
+pub fn return_free_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes no memory of ours, and the allocator locks what it looks through.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// How far threads stand back: by how much their priority is lower than usual, 19 at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Niceness(i32);

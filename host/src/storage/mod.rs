@@ -40,7 +40,10 @@ pub use head::{Changes as HeadChanges, Head, See as HeadSee};
 pub use head_copy::{
     AboutHead, FileSum, HEAD_COPY, read_about_head, read_head_copy, write_head_copy,
 };
-pub use machine::{Niceness, ThreadNumber, available_memory_bytes, keep_files_private, stand_back};
+pub use machine::{
+    Niceness, ThreadNumber, available_memory_bytes, keep_files_private, return_free_memory,
+    stand_back,
+};
 pub use repair::{
     Entries, create_head, finish as finish_repair, is_pending as repair_is_pending,
     not_replaceable, remove_folder, replace_head, restoring,

@@ -90,12 +90,26 @@ impl<T> Receiver<T> {
         self.0.queue.lock().pop()
     }
 
+    /// The next thing, if there is one within about `timeout`.
+    pub fn recv_within(&self, timeout: Duration) -> Option<T> {
+        self.wait(timeout, Queue::pop, |queue| queue.urgent.is_empty() && queue.items.is_empty())
+    }
+
     /// The next urgent thing, if there is one within about `timeout`.
     pub fn recv_urgent(&self, timeout: Duration) -> Option<T> {
-        let none = |queue: &mut Queue<T>| queue.urgent.is_empty() && queue.senders > 0;
+        self.wait(timeout, |queue| queue.urgent.pop_front(), |queue| queue.urgent.is_empty())
+    }
+
+    fn wait(
+        &self,
+        timeout: Duration,
+        pop: fn(&mut Queue<T>) -> Option<T>,
+        lacks: fn(&Queue<T>) -> bool,
+    ) -> Option<T> {
         let mut queue = self.0.queue.lock();
-        self.0.ready.wait_while_for(&mut queue, none, timeout);
-        queue.urgent.pop_front()
+        let waits = |queue: &mut Queue<T>| lacks(queue) && queue.senders > 0;
+        self.0.ready.wait_while_for(&mut queue, waits, timeout);
+        pop(&mut queue)
     }
 }
 
@@ -152,6 +166,9 @@ mod tests {
         assert_eq!(receiver.recv_urgent(Duration::ZERO), Some(9));
         assert_eq!(receiver.recv_urgent(Duration::from_millis(1)), None);
         assert_eq!([receiver.recv(), receiver.try_recv()], [Some(0), Some(1)]);
+        assert_eq!(receiver.recv_within(Duration::from_secs(60)), Some(2));
+        assert_eq!(receiver.recv_within(Duration::from_millis(1)), None);
+        sender.send(2).unwrap();
         drop(sender);
         assert_eq!([receiver.recv(), receiver.recv(), receiver.try_recv()], [Some(2), None, None]);
     }
