@@ -34,7 +34,7 @@ const GROUP_BYTES: usize = 16 << 20;
 /// Bytes of one commit: one batch of sled is built in memory.
 const COMMIT_BYTES: usize = 128 << 20;
 /// With more than this many budgets of records in the head, commits wait for the sealer…
-const STALL_HEADS: u64 = 4;
+const STALL_HEADS: u64 = 2;
 /// … but no longer than this for each group.
 const STALL: Duration = Duration::from_millis(500);
 /// What a byte of a commit takes on disk before anything of it is given back: in the head's own log, which

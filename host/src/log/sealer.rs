@@ -22,10 +22,9 @@ const REMOVE_KEYS: usize = 8;
 /// Where the disk holds up one batch, the next need not wait as long.
 const LONGEST_REST: Duration = Duration::from_millis(20);
 
-/// Records that are sealed leave free memory behind, in the heaps of the threads that took them in. With
-/// more than this of it, and once nothing came to be sealed…
-const RETURN_BYTES: u64 = 64 << 20;
-/// … for so long, it is returned: whatever comes next may run on other threads.
+/// More records than this, sealed without a pause of [`QUIET`], leave enough free memory in the heaps of the
+/// threads that took them in to return it in the next pause: what comes then may run on other threads.
+const BACKLOG_BYTES: u64 = 64 << 20;
 const QUIET: Duration = Duration::from_secs(1);
 
 /// Work for the sealer.
@@ -42,13 +41,15 @@ pub(super) enum Task {
 
 /// The body of the sealer thread.
 pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Sender<Request>) {
-    let mut freed = 0;
+    // Bytes sealed since the last quiet time.
+    let mut sealed = 0;
     loop {
-        let worthwhile = freed > RETURN_BYTES;
-        let soon = worthwhile.then(|| tasks.recv_within(QUIET)).flatten();
-        if worthwhile && soon.is_none() {
-            return_free_memory();
-            freed = 0;
+        let soon = (sealed > 0).then(|| tasks.recv_within(QUIET)).flatten();
+        if soon.is_none() {
+            if sealed > BACKLOG_BYTES {
+                return_free_memory();
+            }
+            sealed = 0;
         }
         let Some(task) = soon.or_else(|| tasks.recv()) else { return };
         match task {
@@ -58,7 +59,7 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Send
                     && !shared.closing.load(Ordering::SeqCst)
                     && let Some(bytes) = seal_largest(shared, committer)
                 {
-                    freed += bytes;
+                    sealed += bytes;
                 }
             }
             Task::Remove(keys) => remove(shared, &keys),
