@@ -16,8 +16,11 @@ use super::segment::{Segment, SegmentFile};
 use crate::storage::{Pace, WriteBatch, crash_point, return_free_memory};
 use crate::threads::{Condvar, Mutex, Receiver, Sender, channel};
 
-/// Keys removed in one batch: a batch holds sled's lock while it is applied.
+/// Most keys removed in one batch: a batch holds sled's lock while it is applied.
 const REMOVE_KEYS: usize = 8;
+/// A batch that took longer is followed by one of half as many keys. What a key takes is not its own: sled
+/// writes the values beside it anew.
+const REMOVE_TIME: Duration = Duration::from_millis(1);
 
 /// Where the disk holds up one batch, the next need not wait as long.
 const LONGEST_REST: Duration = Duration::from_millis(20);
@@ -64,7 +67,9 @@ pub(super) fn run(shared: &Arc<Shared>, tasks: &Receiver<Task>, committer: &Send
             }
             Task::Remove(keys) => remove(shared, &keys),
             Task::LetGo(segments) => {
-                segments.into_iter().for_each(|segment| at_rest(shared, || drop(segment)));
+                for segment in segments {
+                    at_rest(shared, || drop(segment));
+                }
             }
             Task::Stop => return,
         }
@@ -129,31 +134,35 @@ pub(super) fn head_keys<'a>(
 }
 
 /// Removes keys, a few in a batch.
-fn remove(shared: &Shared, keys: &[Vec<u8>]) {
-    for chunk in keys.chunks(REMOVE_KEYS) {
+fn remove(shared: &Shared, mut keys: &[Vec<u8>]) {
+    let mut count = 1;
+    while !keys.is_empty() {
+        let (some, others) = keys.split_at(count.min(keys.len()));
         let mut batch = WriteBatch::default();
-        for key in chunk {
+        for key in some {
             batch.delete(key.as_slice());
         }
-        let applied = at_rest(shared, || {
+        let (applied, took) = at_rest(shared, || {
             shared.storage.apply(batch).inspect(|_| crash_point("seal-removed"))
         });
         if let Err(e) = applied {
             tracing::error!("cannot remove sealed records from the head: {e}");
             return;
         }
+        count = if took > REMOVE_TIME { count / 2 } else { count * 2 }.clamp(1, REMOVE_KEYS);
+        keys = others;
     }
 }
 
 /// Does `work`, then rests for as long as it took: whoever waits for sled's lock or the file system gets it
 /// then. Without a rest this thread would take it again before one that has yielded its processor comes
-/// back.
-fn at_rest<T>(shared: &Shared, work: impl FnOnce() -> T) -> T {
+/// back. Returns how long it took, too.
+fn at_rest<T>(shared: &Shared, work: impl FnOnce() -> T) -> (T, Duration) {
     let began = shared.clock.monotonic();
     let done = work();
+    let took = shared.clock.monotonic().saturating_sub(began);
     if !shared.closing.load(Ordering::SeqCst) {
-        let took = shared.clock.monotonic().saturating_sub(began);
         Condvar::new().wait_for(&mut Mutex::new(()).lock(), took.min(LONGEST_REST));
     }
-    done
+    (done, took)
 }

@@ -58,10 +58,27 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes that a probe appends.
 const PROBE_BYTES: usize = 4 << 10;
 
+/// Syncs of the probe: when each began and ended, in microseconds of the clock.
+pub struct Syncs(Vec<(u64, u64)>);
+
+impl Syncs {
+    /// What they took: the shortest, the median and the longest, in milliseconds.
+    pub fn millis(&self) -> [f64; 3] {
+        let millis: Vec<f64> = self.0.iter().map(|(from, to)| (to - from) as f64 / 1e3).collect();
+        [percentile(&millis, 0.0), median(&millis), percentile(&millis, 1.0)]
+    }
+
+    /// What the longest took that was under way at some moment of a span of time, in milliseconds.
+    pub fn longest_ms(&self, from_us: u64, to_us: u64) -> f64 {
+        let met = self.0.iter().filter(|(from, to)| *from < to_us && *to > from_us);
+        met.map(|(from, to)| (to - from) as f64 / 1e3).fold(0.0, f64::max)
+    }
+}
+
 /// Appends to a file and syncs it, now and then, until stopped.
 pub struct DiskProbe {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<std::io::Result<Vec<f64>>>,
+    thread: JoinHandle<std::io::Result<Syncs>>,
 }
 
 impl DiskProbe {
@@ -71,34 +88,43 @@ impl DiskProbe {
         let (path, clock, stopped) = (dir.join("probe"), Arc::clone(clock), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             let mut file = File::create(path)?;
-            let mut millis = Vec::new();
-            while !stopped.load(Ordering::Relaxed) || millis.is_empty() {
+            let now_us = || clock.monotonic().as_micros() as u64;
+            let mut syncs = Vec::new();
+            while !stopped.load(Ordering::Relaxed) || syncs.is_empty() {
                 file.write_all(&[7; PROBE_BYTES])?;
-                let begun = clock.monotonic();
+                let begun = now_us();
                 file.sync_data()?;
-                millis.push((clock.monotonic() - begun).as_secs_f64() * 1e3);
+                syncs.push((begun, now_us()));
                 std::thread::sleep(PAUSE);
             }
-            Ok(millis)
+            Ok(Syncs(syncs))
         });
         Self { stop, thread }
     }
 
-    /// Ends; returns the shortest fdatasync, the median and the longest, in milliseconds.
+    /// Ends.
     ///
     /// # Errors
     /// When the disk took a probe not.
-    pub fn stop(self) -> Result<[f64; 3], Error> {
+    pub fn stop(self) -> Result<Syncs, Error> {
         self.stop.store(true, Ordering::Relaxed);
-        let millis = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        let millis = millis.map_err(|error| Error::Failed(format!("the disk's probe: {error}")))?;
-        Ok([percentile(&millis, 0.0), median(&millis), percentile(&millis, 1.0)])
+        let syncs = self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        syncs.map_err(|error| Error::Failed(format!("the disk's probe: {error}")))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn syncs_that_met_a_span_of_time_are_found() {
+        let syncs = Syncs(vec![(0, 2_000), (5_000, 9_000), (20_000, 21_000)]);
+        assert_eq!(syncs.millis(), [1.0, 2.0, 4.0]);
+        assert_eq!(syncs.longest_ms(8_000, 20_500), 4.0);
+        assert_eq!(syncs.longest_ms(9_000, 20_500), 1.0);
+        assert_eq!(syncs.longest_ms(9_000, 20_000), 0.0);
+    }
 
     #[test]
     fn a_directory_is_on_the_nearest_mount_above_it() {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Bench;
 use super::data::{Generator, Shape, Spread};
-use super::disk::DiskProbe;
+use super::disk::{DiskProbe, Syncs};
 use super::host::Host;
 use super::jobs::job;
 use super::report::{Bar, Report, Row, median, percentile};
@@ -102,7 +102,7 @@ impl Bench<'_> {
         self.let_run(&traffic, "latency: warming up", self.sized(2.0, 0.2))?;
         let (probe, from_us) = (DiskProbe::start(self.workshop.dir(), clock), traffic.now_us());
         self.let_run(&traffic, "latency at 5,000 records/s", self.sized(30.0, 0.5))?;
-        let syncs_ms = probe.stop()?;
+        let syncs_ms = probe.stop()?.millis();
         let followed = traffic.stop()?.follower;
         let window_us = self.sized(5_000_000, 500_000);
         let mut windows: Vec<Vec<f64>> = Vec::new();
@@ -134,7 +134,7 @@ impl Bench<'_> {
             let host = self.workshop.start("swaps", &[])?;
             let swaps = self.swap_under_traffic(&host, records)?;
             let name = format!("swap-{}k", records / 1_000);
-            let goal = (5.0 * median(&swaps.syncs_ms)).max(20.0);
+            let goal = (5.0 * swaps.syncs.millis()[1]).max(20.0);
             let what = format!("{name}/excess gap");
             report.bars.push(Bar::at_most("6", &what, swaps.excess_ms(longest), goal, "ms"));
             typical.push(swaps.excess_ms(median));
@@ -146,13 +146,14 @@ impl Bench<'_> {
             let mut row = |measure: &str, runs: Vec<f64>| {
                 report.rows.push(Row::new(&name, measure, "ms", self.workers(), runs));
             };
-            row("longest gap, follower", swaps.during.follower);
-            row("longest gap, producer", swaps.during.producer);
-            row("without a swap, follower", swaps.without.follower);
-            row("without a swap, producer", swaps.without.producer);
+            row("longest gap, follower", millis(&swaps.during.follower));
+            row("longest gap, producer", millis(&swaps.during.producer));
+            row("without a swap, follower", millis(&swaps.without.follower));
+            row("without a swap, producer", millis(&swaps.without.producer));
+            row("fdatasync", swaps.syncs.millis().into());
+            row("fdatasync within the longest gap", vec![swaps.sync_within_longest_ms()]);
             row("swap", swaps.took);
             row("pause", swaps.pauses);
-            row("fdatasync", swaps.syncs_ms.into());
             host.discard();
         }
         Ok(())
@@ -190,10 +191,10 @@ impl Bench<'_> {
         self.let_run(&traffic, "swaps: without a swap", seconds)?;
         let starts = (0..count).map(|span| quiet_from + span * span_us);
         let quiet: Vec<_> = starts.map(|from| (from, from + span_us)).collect();
-        let syncs_ms = probe.stop()?;
+        let syncs = probe.stop()?;
         let seen = traffic.stop()?;
         let (during, without) = (Gaps::within(&seen, &spans), Gaps::within(&seen, &quiet));
-        Ok(Swaps { during, without, took, pauses, syncs_ms })
+        Ok(Swaps { during, without, took, pauses, syncs })
     }
 
     /// Asks for a swap, again while the host is still busy with the end of the one before. Returns its
@@ -252,19 +253,55 @@ impl Bench<'_> {
     }
 }
 
-/// The longest gap that was seen in each of some spans of time, in milliseconds.
+/// A time in which somebody saw nothing, in microseconds of the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gap {
+    from_us: u64,
+    to_us: u64,
+}
+
+impl Gap {
+    /// The longest between two of `seen`, which are in order, within a span of time; from its beginning
+    /// and to its end too.
+    fn longest(seen: &[Seen], (from_us, to_us): (u64, u64)) -> Self {
+        let within = seen.iter().map(|seen| seen.at_us).filter(|at| (from_us..to_us).contains(at));
+        let (mut last, mut longest) = (from_us, Self { from_us, to_us: from_us });
+        for at in within.chain([to_us]) {
+            longest = longest.longer(Self { from_us: last, to_us: at });
+            last = at;
+        }
+        longest
+    }
+
+    fn longer(self, other: Self) -> Self {
+        if other.us() > self.us() { other } else { self }
+    }
+
+    fn us(self) -> u64 {
+        self.to_us - self.from_us
+    }
+}
+
+fn millis(gaps: &[Gap]) -> Vec<f64> {
+    gaps.iter().map(|gap| gap.us() as f64 / 1e3).collect()
+}
+
+/// The longest gap that was seen in each of some spans of time.
 struct Gaps {
-    follower: Vec<f64>,
+    follower: Vec<Gap>,
     /// Of the producer whose gap is longest.
-    producer: Vec<f64>,
+    producer: Vec<Gap>,
 }
 
 impl Gaps {
     fn within(seen: &Witnesses, spans: &[(u64, u64)]) -> Self {
-        let gap = |seen: &Vec<Seen>, span: &(u64, u64)| longest_gap_ms(seen, span.0, span.1);
-        let producer = |span| seen.producers.iter().map(|seen| gap(seen, span)).fold(0.0, f64::max);
+        let follower = |span: &(u64, u64)| Gap::longest(&seen.follower, *span);
+        let producer = |span: &(u64, u64)| {
+            let gaps = seen.producers.iter().map(|seen| Gap::longest(seen, *span));
+            gaps.reduce(Gap::longer).expect("there are producers")
+        };
         Self {
-            follower: spans.iter().map(|span| gap(&seen.follower, span)).collect(),
+            follower: spans.iter().map(follower).collect(),
             producer: spans.iter().map(producer).collect(),
         }
     }
@@ -278,34 +315,29 @@ struct Swaps {
     took: Vec<f64>,
     /// How long each held the live tasks, in milliseconds.
     pauses: Vec<f64>,
-    /// What the disk took for a sync of the probe: the shortest, the median and the longest.
-    syncs_ms: [f64; 3],
+    syncs: Syncs,
 }
 
 impl Swaps {
     /// What `pick` takes of the gaps during swaps, beyond the median without one: a follower's or a
     /// producer's, whichever is more.
     fn excess_ms(&self, pick: fn(&[f64]) -> f64) -> f64 {
-        let excess = |during: &[f64], without: &[f64]| pick(during) - median(without);
+        let excess =
+            |during: &[Gap], without: &[Gap]| pick(&millis(during)) - median(&millis(without));
         let follower = excess(&self.during.follower, &self.without.follower);
         follower.max(excess(&self.during.producer, &self.without.producer)).max(0.0)
+    }
+
+    /// What the disk took meanwhile, at the longest, for a sync that nobody waited for.
+    fn sync_within_longest_ms(&self) -> f64 {
+        let gaps = self.during.follower.iter().chain(&self.during.producer);
+        let longest = gaps.copied().reduce(Gap::longer);
+        longest.map_or(0.0, |gap| self.syncs.longest_ms(gap.from_us, gap.to_us))
     }
 }
 
 fn longest(gaps: &[f64]) -> f64 {
     percentile(gaps, 1.0)
-}
-
-/// The longest time between two of `seen`, which are in order, within a span of time; from its
-/// beginning and to its end too.
-fn longest_gap_ms(seen: &[Seen], from_us: u64, to_us: u64) -> f64 {
-    let within = seen.iter().map(|seen| seen.at_us).filter(|at| (from_us..to_us).contains(at));
-    let (mut last, mut longest) = (from_us, 0);
-    for at in within.chain([to_us]) {
-        longest = longest.max(at - last);
-        last = at;
-    }
-    longest as f64 / 1e3
 }
 
 #[cfg(test)]
@@ -316,8 +348,12 @@ mod tests {
     fn gaps_are_found_within_the_span_and_at_its_edges() {
         let seen: Vec<Seen> =
             [0, 1_000, 2_000, 7_000, 8_000].map(|at_us| Seen { at_us, due_us: 0 }).to_vec();
-        assert_eq!(longest_gap_ms(&seen, 0, 8_500), 5.0);
-        assert_eq!(longest_gap_ms(&seen, 0, 2_500), 1.0);
-        assert_eq!(longest_gap_ms(&seen, 7_500, 20_000), 12.0);
+        let longest = |from_us, to_us| {
+            let gap = Gap::longest(&seen, (from_us, to_us));
+            (gap.from_us, gap.to_us)
+        };
+        assert_eq!(longest(0, 8_500), (2_000, 7_000));
+        assert_eq!(longest(0, 2_500), (0, 1_000));
+        assert_eq!(longest(7_500, 20_000), (8_000, 20_000));
     }
 }
