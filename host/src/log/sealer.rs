@@ -28,7 +28,7 @@ const LONGEST_REST: Duration = Duration::from_millis(20);
 /// More records than this, sealed without a pause of [`QUIET`], leave enough free memory in the heaps of the
 /// threads that took them in to return it in the next pause: what comes then may run on other threads.
 const BACKLOG_BYTES: u64 = 64 << 20;
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Work for the sealer.
 pub(super) enum Task {
