@@ -16,6 +16,7 @@ use arrow_array::{
 use arrow_buffer::ScalarBuffer;
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef, TimeUnit};
 
+use crate::storage::Column;
 use crate::types::{Batch, GenerationNumber, Headers, Records, Sources};
 
 /// The columns of a segment, with or without sources.
@@ -85,13 +86,14 @@ impl Wanted {
     /// No more than what always is.
     pub const NONE: Self = Self { values: false, sources: false };
 
-    /// Whether column `i` of a segment is one of them.
-    pub(super) fn column(self, i: usize) -> bool {
-        match i {
+    /// How column `i` of a segment is read.
+    pub(super) fn column(self, i: usize) -> Column {
+        let wanted = match i {
             3 => self.values,
             5.. => self.sources,
             _ => true,
-        }
+        };
+        if wanted { Column::Stored } else { Column::Unwanted }
     }
 
     /// `records` without what nobody wants.

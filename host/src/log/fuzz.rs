@@ -83,7 +83,7 @@ pub fn segment(fs: &Arc<dyn FileSystem>, dir: &Path, name: &str) {
         for index in 0..file.blocks().len() {
             let Ok(rows) = file.read(index) else { continue };
             let Some(batch) = columns::from_columns(&rows) else { continue };
-            let only = file.read_only(index, &|column| Wanted::NONE.column(column));
+            let only = file.read_columns(index, &|column| Wanted::NONE.column(column));
             let only = only.ok().and_then(|rows| columns::from_columns(&rows));
             let Batch { offsets, records } = batch;
             let expected = Batch { offsets, records: Wanted::NONE.of(records.clone()) };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::columns::{self, Wanted};
 use super::reader::{ReadError, fitting, joinable};
-use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, FileSystem, Flaw, Pace};
+use crate::storage::{ArrowFile, ArrowFileError, ArrowFileWriter, Column, FileSystem, Flaw, Pace};
 use crate::threads::Mutex;
 use crate::types::{Batch, LogId, Offset, PartitionId, Records};
 
@@ -118,7 +118,13 @@ impl Segment {
 
     /// Reads what is wanted of block `index`.
     pub(super) fn read(&self, index: usize, wanted: Wanted) -> Result<Batch, ReadError> {
-        let rows = self.open()?.file.read_only(index, &|column| wanted.column(column));
+        let open = self.open()?;
+        let BlockIndex { first, next, .. } = open.blocks[index];
+        let has_gaps = next.0.wrapping_sub(first.0) != open.file.blocks()[index].rows;
+        let rows = open.file.read_columns(index, &|column| match column {
+            0 if !has_gaps => Column::Rising(first.0),
+            column => wanted.column(column),
+        });
         let rows = rows.map_err(|e| self.corrupt(index, &e.to_string()))?;
         columns::from_columns(&rows)
             .ok_or_else(|| self.corrupt(index, "its columns are not those of a segment"))

@@ -593,7 +593,7 @@ fn every_flipped_byte_of_a_segment_is_found_or_changes_nothing() {
         std::fs::write(&path, &good).unwrap();
         let file = crate::storage::ArrowFile::open(&OsFileSystem, &path).unwrap();
         for wanted in [Wanted::ALL, Wanted::NONE, Wanted { values: true, ..Wanted::NONE }] {
-            let rows = file.read_only(i, &|column| wanted.column(column)).unwrap();
+            let rows = file.read_columns(i, &|column| wanted.column(column)).unwrap();
             let found = columns::from_columns(&rows);
             let Batch { offsets, records } = batch.clone();
             assert_eq!(found, Some(Batch { offsets, records: wanted.of(records) }), "{wanted:?}");

@@ -21,13 +21,12 @@ use arrow_ipc::{
 use arrow_schema::{DataType, SchemaRef};
 use flatbuffers::FlatBufferBuilder;
 
+use super::lz4::{self, BLOCK_BYTES, Compressed, Compressor};
 use super::{memory, numbers, packed};
 
 /// An lz4 frame of independent blocks of at most 64 KiB, without sums: magic, flags, size, and a sum of
 /// these two.
 const FRAME_HEADER: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82];
-/// Bytes of a block before compression.
-const FRAME_BLOCK: usize = 64 << 10;
 /// Set in the length of a block that is stored as it is.
 const STORED: u32 = 1 << 31;
 /// Stands for the length of a buffer that is stored as it is.
@@ -47,17 +46,34 @@ const MOST_WRITER_BYTES: usize = 8 << 20;
 static WRITERS: Mutex<Vec<BlockWriter>> = Mutex::new(Vec::new());
 
 /// Writes messages; what it needs for one is used again for the next.
-#[derive(Default)]
 pub struct BlockWriter {
     metadata: FlatBufferBuilder<'static>,
     nodes: Vec<FieldNode>,
     buffers: Vec<arrow_ipc::Buffer>,
     header: Vec<u8>,
     body: Vec<u8>,
-    /// Bytes of the buffer at hand that are no whole block yet.
-    gathered: Vec<u8>,
-    compressed: Vec<u8>,
+    /// Holds bytes of the buffer at hand that are not compressed yet: no more than two blocks.
+    compressor: Compressor,
+    /// How many.
+    gathered: usize,
+    compressed: Box<[Compressed; 2]>,
     ends: Vec<u8>,
+}
+
+impl Default for BlockWriter {
+    fn default() -> Self {
+        Self {
+            metadata: FlatBufferBuilder::default(),
+            nodes: Vec::new(),
+            buffers: Vec::new(),
+            header: Vec::new(),
+            body: Vec::new(),
+            compressor: Compressor::default(),
+            gathered: 0,
+            compressed: Box::new([[0; _]; 2]),
+            ends: Vec::new(),
+        }
+    }
 }
 
 /// A message as it lies in a file, one after the other.
@@ -225,7 +241,6 @@ impl BlockWriter {
         let start = self.body.len();
         self.body.extend_from_slice(&[0; 8]);
         self.body.extend_from_slice(&FRAME_HEADER);
-        self.gathered.clear();
         let mut frame = Frame { length: 0, stored: 0, copied: false };
         let mut parts = parts.into_iter().peekable();
         while let Some(part) = parts.next() {
@@ -277,26 +292,32 @@ impl BlockWriter {
     fn gather(&mut self, mut part: &[u8], frame: &mut Frame) {
         frame.length += part.len();
         while !part.is_empty() {
-            if self.gathered.is_empty() && part.len() >= FRAME_BLOCK {
-                let (block, rest) = part.split_at(FRAME_BLOCK);
-                frame.stored += frame_block(block, &mut self.compressed, &mut self.body);
-                part = rest;
-                continue;
-            }
-            let (some, rest) = part.split_at(part.len().min(FRAME_BLOCK - self.gathered.len()));
-            self.gathered.extend_from_slice(some);
+            let (i, at) = (self.gathered / BLOCK_BYTES, self.gathered % BLOCK_BYTES);
+            let (some, rest) = part.split_at(part.len().min(BLOCK_BYTES - at));
+            self.compressor.block(i)[at..at + some.len()].copy_from_slice(some);
+            self.gathered += some.len();
             part = rest;
-            if self.gathered.len() == FRAME_BLOCK {
+            if self.gathered == 2 * BLOCK_BYTES {
                 self.flush_gathered(frame);
             }
         }
     }
 
-    /// Makes a block of what was gathered.
+    /// Makes blocks of what was gathered.
     fn flush_gathered(&mut self, frame: &mut Frame) {
-        if !self.gathered.is_empty() {
-            frame.stored += frame_block(&self.gathered, &mut self.compressed, &mut self.body);
-            self.gathered.clear();
+        let gathered = std::mem::take(&mut self.gathered);
+        let lengths = [gathered.min(BLOCK_BYTES), gathered.saturating_sub(BLOCK_BYTES)];
+        let [x, y] = &mut *self.compressed;
+        let mut of_numbers = |i: usize, out: &mut Compressed| {
+            numbers::compress(&self.compressor.block(i)[..lengths[i]], out)
+        };
+        let numbers = [of_numbers(0, x), of_numbers(1, y)];
+        let others = [0, 1].map(|i| if numbers[i].is_none() { lengths[i] } else { 0 });
+        let others = self.compressor.compress(others, [x, y]);
+        for i in 0..2 {
+            let block = &self.compressor.block(i)[..lengths[i]];
+            let compressed = &self.compressed[i][..numbers[i].unwrap_or(others[i])];
+            frame.stored += frame_block(block, compressed, &mut self.body);
         }
     }
 }
@@ -312,44 +333,48 @@ struct Frame {
 }
 
 /// Appends one block of a frame; returns how many of its bytes are stored as they are.
-fn frame_block(block: &[u8], compressed: &mut Vec<u8>, out: &mut Vec<u8>) -> usize {
-    compressed.resize(lz4_flex::block::get_maximum_output_size(FRAME_BLOCK), 0);
-    let length = numbers::compress(block, compressed)
-        .or_else(|| lz4_flex::block::compress_into(block, compressed).ok());
-    match length {
-        Some(length) if length < block.len() => {
-            out.extend_from_slice(&(length as u32).to_le_bytes());
-            out.extend_from_slice(&compressed[..length]);
-            0
-        }
-        _ => {
-            out.extend_from_slice(&(block.len() as u32 | STORED).to_le_bytes());
-            out.extend_from_slice(block);
-            block.len()
-        }
+fn frame_block(block: &[u8], compressed: &[u8], out: &mut Vec<u8>) -> usize {
+    if block.is_empty() {
+        return 0;
     }
+    let stored = compressed.len() >= block.len();
+    let (bytes, flag) = if stored { (block, STORED) } else { (compressed, 0) };
+    out.extend_from_slice(&(bytes.len() as u32 | flag).to_le_bytes());
+    out.extend_from_slice(bytes);
+    if stored { block.len() } else { 0 }
 }
 
 /// Makes of a frame at `start`, of stored blocks alone, the bytes that it holds.
 fn unframe(body: &mut Vec<u8>, start: usize) {
     let (mut from, mut to) = (start + FRAME_HEADER.len(), start);
     while from < body.len() {
-        let length = (body.len() - from - 4).min(FRAME_BLOCK);
+        let length = (body.len() - from - 4).min(BLOCK_BYTES);
         body.copy_within(from + 4..from + 4 + length, to);
         (from, to) = (from + 4 + length, to + length);
     }
     body.truncate(to);
 }
 
-/// Reads a message of the columns of `schema`. Those whose index nobody wants, which must be nullable, are
-/// not decompressed and come as nulls.
+/// What becomes of a column that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Column {
+    /// It is decompressed.
+    Stored,
+    /// Nobody wants it: it comes as nulls, which its type must allow.
+    Unwanted,
+    /// What it holds is known, so it is not decompressed: numbers of eight bytes, of which the first is this
+    /// and each is one more than the one before.
+    Rising(u64),
+}
+
+/// Reads a message of the columns of `schema`, each as `column` says of its index; one at least is stored.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn read(
     message: &Arc<Vec<u8>>,
     schema: &SchemaRef,
-    wanted: &dyn Fn(usize) -> bool,
+    column: &dyn Fn(usize) -> Column,
 ) -> Result<RecordBatch, String> {
     let header = message.get(4..8).and_then(|bytes| bytes.try_into().ok());
     let header = header.map_or(0, |bytes| u32::from_le_bytes(bytes) as usize);
@@ -357,7 +382,7 @@ pub fn read(
     let (header, body) = rest.split_at_checked(header).ok_or("its header is cut off")?;
     let root = arrow_ipc::root_as_message(header).map_err(|error| error.to_string())?;
     let batch = root.header_as_record_batch().ok_or("it is no record batch")?;
-    read_columns(batch, body, schema, wanted, Some((message, message.len() - body.len())))
+    read_columns(batch, body, schema, column, Some((message, message.len() - body.len())))
 }
 
 /// Reads the columns of `schema` that `batch` finds in `body`; nothing of `body` is kept.
@@ -369,7 +394,7 @@ pub fn read_batch(
     body: &[u8],
     schema: &SchemaRef,
 ) -> Result<RecordBatch, String> {
-    read_columns(batch, body, schema, &|_| true, None)
+    read_columns(batch, body, schema, &|_| Column::Stored, None)
 }
 
 /// Reads columns; `message`, if it may be kept, holds `body` from a position on.
@@ -377,7 +402,7 @@ fn read_columns(
     batch: arrow_ipc::RecordBatch<'_>,
     body: &[u8],
     schema: &SchemaRef,
-    wanted: &dyn Fn(usize) -> bool,
+    column: &dyn Fn(usize) -> Column,
     message: Option<(&Arc<Vec<u8>>, usize)>,
 ) -> Result<RecordBatch, String> {
     let compressed = match batch.compression() {
@@ -388,14 +413,26 @@ fn read_columns(
     let (nodes, buffers) =
         (batch.nodes().into_iter().flatten(), batch.buffers().into_iter().flatten());
     let mut columns = Columns { nodes, buffers, body, compressed, message };
-    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(schema.fields().len());
-    for (i, field) in schema.fields().iter().enumerate() {
-        let kind = field.data_type();
-        let array = match wanted(i) {
-            true => columns.next(kind).map(make_array),
-            // The columns before it were read: so many rows there are.
-            false => columns.skip(kind, arrays.first().map_or(0, |first| first.len())),
+    let fields = schema.fields().iter().enumerate();
+    let mut stored = Vec::with_capacity(schema.fields().len());
+    for (i, field) in fields.clone() {
+        let read = match column(i) {
+            Column::Stored => columns.next(field.data_type()).map(make_array).map(Ok),
+            Column::Unwanted | Column::Rising(_) => columns.skip(field.data_type()).map(Err),
         };
+        stored.push(read.map_err(|error| format!("column {}: {error}", field.name()))?);
+    }
+    // What a column says of itself is believed where another has as many rows.
+    let read_rows = stored.iter().find_map(|read| read.as_ref().ok()).map_or(0, |read| read.len());
+    let mut arrays: Vec<ArrayRef> = Vec::with_capacity(stored.len());
+    for ((i, field), read) in fields.zip(stored) {
+        let array = read.or_else(|rows| match column(i) {
+            _ if rows != read_rows as i64 => {
+                Err(format!("it has {rows} rows instead of {read_rows}"))
+            }
+            Column::Rising(first) => rising(field.data_type(), first, read_rows, message),
+            _ => Ok(new_null_array(field.data_type(), read_rows)),
+        });
         arrays.push(array.map_err(|error| format!("column {}: {error}", field.name()))?);
     }
     let rows = usize::try_from(batch.length()).map_err(|_| "it has less than no rows")?;
@@ -466,20 +503,17 @@ where
         array.align_buffers(true).build().map_err(|error| error.to_string())
     }
 
-    /// Passes over a column that should have so many rows; returns nulls.
-    fn skip(&mut self, kind: &DataType, rows: usize) -> Result<ArrayRef, String> {
+    /// Passes over a column; returns how many rows it says that it has.
+    fn skip(&mut self, kind: &DataType) -> Result<i64, String> {
         let node = self.nodes.next().ok_or("it is missing")?;
         let mut buffers = 0..match kind {
             DataType::Binary => 3,
             kind if kind.is_primitive() => 2,
             kind => return Err(format!("columns of {kind} are always read")),
         };
-        if !buffers.all(|_| self.buffers.next().is_some()) {
-            return Err("it is missing".to_owned());
-        }
-        match usize::try_from(node.length()) {
-            Ok(length) if length == rows => Ok(new_null_array(kind, rows)),
-            _ => Err(format!("it has {} rows instead of {rows}", node.length())),
+        match buffers.all(|_| self.buffers.next().is_some()) {
+            true => Ok(node.length()),
+            false => Err("it is missing".to_owned()),
         }
     }
 
@@ -509,6 +543,27 @@ where
         }
         Ok(bytes)
     }
+}
+
+/// A column of `rows` numbers that rise by one from `first`. Where there is a message that may be kept, its
+/// memory is used again as that of what is read is.
+fn rising(
+    kind: &DataType,
+    first: u64,
+    rows: usize,
+    message: Option<(&Arc<Vec<u8>>, usize)>,
+) -> Result<ArrayRef, String> {
+    let mut bytes = memory::take(rows * size_of::<u64>());
+    let (numbers, _) = bytes.as_chunks_mut();
+    for (number, to) in (first..).zip(numbers) {
+        *to = number.to_le_bytes();
+    }
+    let bytes = Buffer::from_vec(bytes);
+    if let Some((message, _)) = message {
+        packed::remember(&bytes, message, Vec::new());
+    }
+    let array = ArrayDataBuilder::new(kind.clone()).len(rows).add_buffer(bytes);
+    array.align_buffers(true).build().map(make_array).map_err(|error| error.to_string())
 }
 
 /// A buffer without the part of a number at its end, at which Arrow panics.
@@ -552,7 +607,7 @@ fn decompress(
             to.copy_from_slice(block);
             block.len()
         } else {
-            lz4_flex::block::decompress_into(block, to).map_err(|error| error.to_string())?
+            lz4::decompress(block, to).ok_or("its compressed bytes are damaged")?
         };
     }
     match at == length {
@@ -573,7 +628,7 @@ mod tests {
     use super::*;
 
     fn read(message: &Arc<Vec<u8>>, schema: &SchemaRef) -> Result<RecordBatch, String> {
-        super::read(message, schema, &|_| true)
+        super::read(message, schema, &|_| Column::Stored)
     }
 
     /// Rows of all types that files have.
@@ -692,7 +747,7 @@ mod tests {
     }
 
     #[test]
-    fn a_column_that_nobody_wants_is_nulls_of_the_rows_that_there_are() {
+    fn columns_that_are_not_stored_have_the_rows_that_there_are() {
         let columns = |key: &[&[u8]]| {
             let number = Arc::new(UInt64Array::from(vec![7; 3])) as ArrayRef;
             let key = Arc::new(arrow_array::BinaryArray::from_vec(key.to_vec())) as ArrayRef;
@@ -703,9 +758,14 @@ mod tests {
         let message = writer.encode(std::slice::from_ref(&rows)).unwrap();
         let bytes = Arc::new([message.header, message.body].concat());
         let schema = rows.schema();
-        let found = super::read(&bytes, &schema, &|column| column == 0).unwrap();
+        let key_unwanted = |column| if column == 0 { Column::Stored } else { Column::Unwanted };
+        let found = super::read(&bytes, &schema, &key_unwanted).unwrap();
         assert_eq!(found.column(0), rows.column(0));
         assert_eq!((found.column(1).len(), found.column(1).null_count()), (3, 3));
+        let known = |column| if column == 0 { Column::Rising(5) } else { Column::Stored };
+        let found = super::read(&bytes, &schema, &known).unwrap();
+        let rising: ArrayRef = Arc::new(UInt64Array::from(vec![5, 6, 7]));
+        assert_eq!((found.column(0), found.column(1)), (&rising, rows.column(1)));
         // With one row less than it should have, and gone.
         writer.nodes.clear();
         writer.buffers.clear();
@@ -717,8 +777,11 @@ mod tests {
         let mut message = [&[0; 8], writer.metadata.finished_data(), &writer.body].concat();
         let length = writer.metadata.finished_data().len() as u32;
         message[4..8].copy_from_slice(&length.to_le_bytes());
-        let error = super::read(&Arc::new(message), &schema, &|column| column == 0).unwrap_err();
+        let message = Arc::new(message);
+        let error = super::read(&message, &schema, &key_unwanted).unwrap_err();
         assert_eq!(error, "column key: it has 2 rows instead of 3");
+        let error = super::read(&message, &schema, &known).unwrap_err();
+        assert_eq!(error, "column number: it has 3 rows instead of 2");
     }
 
     #[test]

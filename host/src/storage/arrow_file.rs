@@ -21,7 +21,7 @@ use flatbuffers::FlatBufferBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::arrow_block::{self, BlockWriter};
+use super::arrow_block::{self, BlockWriter, Column};
 use super::fs::{File, FileSystem};
 use super::{memory, packed};
 use crate::threads::quietly;
@@ -353,18 +353,17 @@ impl ArrowFile {
     /// # Panics
     /// When there is no such block.
     pub fn read(&self, index: usize) -> Result<RecordBatch, ArrowFileError> {
-        self.read_only(index, &|_| true)
+        self.read_columns(index, &|_| Column::Stored)
     }
 
-    /// The same, but columns whose index is not `wanted`, which must be nullable, come as nulls: their
-    /// bytes are checked and not decompressed.
+    /// The same, each column as `column` says of its index. The bytes of all are checked.
     ///
     /// # Panics
     /// When there is no such block.
-    pub fn read_only(
+    pub fn read_columns(
         &self,
         index: usize,
-        wanted: &dyn Fn(usize) -> bool,
+        column: &dyn Fn(usize) -> Column,
     ) -> Result<RecordBatch, ArrowFileError> {
         let block = &self.blocks[index];
         let bad = |detail: &str| damaged(&self.path, &format!("block {index}: {detail}"));
@@ -375,7 +374,7 @@ impl ArrowFile {
         if crc32c::crc32c(&bytes) != block.crc32c {
             return Err(bad("its crc32c does not match"));
         }
-        arrow_block::read(&Arc::new(bytes), &self.schema, wanted).map_err(|detail| bad(&detail))
+        arrow_block::read(&Arc::new(bytes), &self.schema, column).map_err(|detail| bad(&detail))
     }
 }
 

@@ -155,6 +155,7 @@ fn open(fs: &dyn FileSystem, path: &Path) -> Result<(AboutHead, ArrowFile), Arro
 mod tests {
     use super::*;
     use crate::storage::OsFileSystem;
+    use crate::storage::arrow_file::Block;
 
     /// The bytes of version 1. `ANABRANCH_BLESS=1` writes them anew, which is right only together with a
     /// new version.
@@ -193,8 +194,10 @@ mod tests {
         write(&Entries::new());
         assert!(read_head_copy(fs.as_ref(), &path).unwrap().1.is_empty());
         let length = write(&entries);
-        assert!(ArrowFile::open(fs.as_ref(), &path).unwrap().blocks().len() > 1);
-        assert_eq!(read_head_copy(fs.as_ref(), &path).unwrap(), (about, entries));
+        let blocks = ArrowFile::open(fs.as_ref(), &path).unwrap().blocks().to_vec();
+        assert!(blocks.len() > 1);
+        let whole = read_head_copy(fs.as_ref(), &path).unwrap();
+        assert_eq!(whole, (about, entries));
         let good = std::fs::read(&path).unwrap();
         assert_eq!(good.len() as u64, length);
         for at in (0..good.len()).step_by(good.len() / 50) {
@@ -202,7 +205,10 @@ mod tests {
             bad[at] ^= 16;
             std::fs::write(&path, &bad).unwrap();
             let read = read_head_copy(fs.as_ref(), &path);
-            assert!(read.is_err() || at < 512, "byte {at} changed and was not found");
+            // What Arrow's readers have beside the blocks may differ, and nobody who restores looks at it.
+            let in_block = |b: &Block| (b.offset..b.offset + b.length).contains(&(at as u64));
+            let is_beside = !blocks.iter().any(in_block);
+            assert!(read.map_or(true, |read| is_beside && read == whole), "byte {at} changed");
         }
     }
 }

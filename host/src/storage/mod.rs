@@ -18,6 +18,7 @@ pub mod fuzz;
 mod head;
 mod head_copy;
 mod high_water;
+mod lz4;
 mod machine;
 mod memory;
 mod numbers;
@@ -28,7 +29,7 @@ mod stopper;
 mod store;
 mod watch;
 
-pub use arrow_block::{claimed_bytes, read_batch};
+pub use arrow_block::{Column, claimed_bytes, read_batch};
 pub use arrow_file::{
     ArrowFile, ArrowFileError, ArrowFileWriter, Block, INDEX_KEY, Pace, TEMPORARY_SUFFIX,
 };
