@@ -1,7 +1,7 @@
 //! The parts of the data path, each alone: `cargo bench -p anabranch --bench parts`.
 //!
 //! Append, group commit, seal, scan, a call across the sandbox's boundary by batch size, access to state,
-//! and a checkpoint. What they make together is what `anabranch bench` measures.
+//! a checkpoint, and compression. What they make together is what `anabranch bench` measures.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use anabranch::clock::{SharedClock, SystemClock};
 use anabranch::log::{Append, Commit, Log, LogConfig, LogKind, LogSpec, SegmentWriter};
 use anabranch::plugin::{AccessError, Input, Limits, Page, Run, Runtime, StateAccess};
 use anabranch::state::{Changes, Overlay, StoreSet, checkpoint};
+use anabranch::storage::lz4::{BLOCK_BYTES, Compressed, Compressor};
 use anabranch::storage::{FileSystem, OsFileSystem, Pace, Storage};
 use anabranch::types::{Batch, LogId, Offset, PartitionId, Records, RecordsBuilder};
 use arrow_array::BinaryArray;
@@ -234,5 +235,44 @@ fn the_state(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, the_log, the_boundary, the_state);
+/// Two blocks of values like those of `anabranch bench`, with what they become in the names.
+fn the_compression(c: &mut Criterion) {
+    let mut random = fastrand::Rng::with_seed(1);
+    let blocks = [0, 1].map(|_| {
+        let mut block = String::new();
+        while block.len() < BLOCK_BYTES {
+            let (user, amount) = (random.u32(..100_000), random.u32(..10_000));
+            block += &format!(r#"{{"level":"info","user":{user},"amount":{amount},"note":""#);
+            for _ in 0..4 {
+                let word = ["delivery ", "invoice ", "customs ", "express "][random.usize(..4)];
+                block += &format!("{word}{:02x} ", random.u8(..));
+            }
+            block += "\"}";
+        }
+        block.truncate(BLOCK_BYTES);
+        block.into_bytes()
+    });
+    let mut group = c.benchmark_group("lz4");
+    group.throughput(Throughput::Bytes(2 * BLOCK_BYTES as u64));
+    let mut compressor = Compressor::default();
+    let mut out: Box<[Compressed; 2]> = Box::new([[0; _]; 2]);
+    let mut ours = || {
+        let [x, y] = &mut *out;
+        for (i, block) in blocks.iter().enumerate() {
+            compressor.block(i).copy_from_slice(block);
+        }
+        compressor.compress([BLOCK_BYTES; 2], [x, y]).iter().sum::<usize>()
+    };
+    let name = format!("compress two blocks, to {} bytes", ours());
+    group.bench_function(BenchmarkId::new(name, "both at once"), |b| b.iter(&mut ours));
+    let mut theirs = || {
+        let compress = |i: usize| lz4_flex::block::compress_into(&blocks[i], &mut out[i]).unwrap();
+        [0, 1].map(compress).iter().sum::<usize>()
+    };
+    let name = format!("compress two blocks, to {} bytes", theirs());
+    group.bench_function(BenchmarkId::new(name, "lz4_flex"), |b| b.iter(&mut theirs));
+    group.finish();
+}
+
+criterion_group!(benches, the_log, the_boundary, the_state, the_compression);
 criterion_main!(benches);

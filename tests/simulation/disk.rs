@@ -360,6 +360,14 @@ impl File for OpenFile {
     /// This disk writes when it is asked to sync.
     fn write_back(&self, _: u64, _: u64) {}
 
+    fn write_out(&self, _: u64, _: u64) -> io::Result<()> {
+        wait_for_disk();
+        let mut state = self.disk.begin("write-out")?;
+        let failed = state.fails("write-out", Effect::Grows, &self.path);
+        state.files[self.file].broken |= failed.is_some();
+        failed.map_or(Ok(()), Err)
+    }
+
     fn sync(&self) -> io::Result<()> {
         wait_for_disk();
         let mut state = self.disk.begin("sync")?;

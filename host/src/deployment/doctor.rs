@@ -269,6 +269,10 @@ mod tests {
         fn write_back(&self, offset: u64, length: u64) {
             self.0.write_back(offset, length);
         }
+
+        fn write_out(&self, offset: u64, length: u64) -> io::Result<()> {
+            self.0.write_out(offset, length)
+        }
         fn sync(&self) -> io::Result<()> {
             self.0.sync()
         }

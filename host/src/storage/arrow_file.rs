@@ -99,8 +99,8 @@ struct Index {
 pub enum Pace {
     /// As fast as it is made.
     Full,
-    /// A piece of [`PIECE_BYTES`] at a time, synced before the next one is written: no commit then waits for
-    /// more than that.
+    /// A piece of [`PIECE_BYTES`] at a time, taken by the disk before the next one is written: no commit then
+    /// waits for more than that.
     Gentle,
 }
 
@@ -111,8 +111,8 @@ const PIECE_BYTES: usize = 1 << 20;
 struct Sink {
     file: Box<dyn File>,
     pace: Pace,
-    /// Bytes that were synced.
-    synced: u64,
+    /// Bytes that the disk has taken, where it is asked.
+    taken: u64,
     buffer: Vec<u8>,
     written: u64,
     crc: u32,
@@ -133,9 +133,10 @@ impl io::Write for Sink {
             for piece in bytes.chunks(PIECE_BYTES) {
                 self.file.write_at(piece, self.written)?;
                 self.written += piece.len() as u64;
-                if self.pace == Pace::Gentle && self.written - self.synced >= PIECE_BYTES as u64 {
-                    self.file.sync()?;
-                    self.synced = self.written;
+                let length = self.written - self.taken;
+                if self.pace == Pace::Gentle && length >= PIECE_BYTES as u64 {
+                    self.file.write_out(self.taken, length)?;
+                    self.taken = self.written;
                 }
             }
             if self.pace == Pace::Full {
@@ -179,7 +180,7 @@ impl ArrowFileWriter {
         let temporary = temporary(path);
         let file = fs.create(&temporary).map_err(disk("create", &temporary))?;
         let buffer = Vec::with_capacity(WRITE_BYTES);
-        let mut sink = Sink { file, pace, synced: 0, buffer, written: 0, crc: 0 };
+        let mut sink = Sink { file, pace, taken: 0, buffer, written: 0, crc: 0 };
         let begun = (|| {
             sink.write_all(MAGIC_AT_BEGIN)?;
             let options = IpcWriteOptions::default();

@@ -12,6 +12,7 @@ use std::path::Path;
 use super::crash::crash_point;
 use super::error::Error;
 use super::head::{Head, SledHead};
+use super::machine;
 
 /// An open file. Reads and writes name their position; there is no cursor.
 pub trait File: Send + Sync {
@@ -22,6 +23,10 @@ pub trait File: Send + Sync {
     /// Has the disk begin with `length` bytes from `offset` on, which were written and will be synced, so
     /// that the sync of another file does not wait for all of them at once.
     fn write_back(&self, offset: u64, length: u64);
+    /// Writes `length` bytes from `offset` on to the disk and waits until it has taken them: what is synced
+    /// next need not wait for them. They are not durable: the disk may hold them in memory, and the file's
+    /// length is not written. An error is one of [`File::sync`].
+    fn write_out(&self, offset: u64, length: u64) -> io::Result<()>;
     /// Makes what was written durable.
     fn sync(&self) -> io::Result<()>;
     /// Length in bytes.
@@ -94,6 +99,10 @@ impl File for fs::File {
         // it writes them, and they stay in memory. Advice has no outcome that could matter.
         let length = std::num::NonZeroU64::new(length);
         let _ = rustix::fs::fadvise(self, offset, length, rustix::fs::Advice::DontNeed);
+    }
+
+    fn write_out(&self, offset: u64, length: u64) -> io::Result<()> {
+        machine::write_out(self, offset, length)
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -1,5 +1,6 @@
-//! Blocks in lz4's format: compressed two at a time, and of those that are read the ones that repeat
-//! themselves; [`lz4_flex`] reads all others, faster than safe code of our own did.
+//! Blocks in lz4's format: long ones are compressed two at a time, and of those that are read the ones that
+//! repeat themselves are copied in large pieces. For all others there is [`lz4_flex`], which decompresses
+//! them faster than safe code of our own did.
 //!
 //! Where to look for the next match is known when the one before is: whoever compresses one block waits for
 //! memory and comparisons most of the time. Two blocks that have nothing to do with each other, a match of
@@ -17,6 +18,8 @@ const TABLE_BITS: u32 = 14;
 /// Bytes that have to be alike for a match. Four would be allowed and gain one byte, at the price of matches
 /// that hide longer ones.
 const ALIKE_BYTES: u32 = 5;
+/// What is shorter lz4_flex compresses: its table is smaller, so it begins sooner.
+const SHORT_BYTES: usize = 4 << 10;
 /// lz4 wants a block's last match to begin this long before its end; and where less is left, nothing is
 /// looked up, so that all may be read in whole words.
 const TAIL_BYTES: usize = 40;
@@ -52,8 +55,8 @@ impl Compressor {
         &mut self.blocks[i][..BLOCK_BYTES]
     }
 
-    /// Compresses so many first bytes of each of the two blocks, into `out`; returns how many bytes each
-    /// takes, which may be more than it had.
+    /// Compresses so many first bytes of each of the two blocks, into `out`, which is left alone where there
+    /// are none; returns how many bytes each takes, which may be more than it had.
     pub fn compress(&mut self, lengths: [usize; 2], out: [&mut Compressed; 2]) -> [usize; 2] {
         let ([x, y], [table_x, table_y]) = (&*self.blocks, &mut *self.tables);
         let ([length_x, length_y], [out_x, out_y]) = (lengths, out);
@@ -81,12 +84,14 @@ struct Place {
 }
 
 impl Place {
-    /// The begin, with nothing in `table`: a 0 may be the first bytes or none, which comparing tells.
+    /// The begin, with nothing in `table`: a 0 may be the first bytes or none, which comparing tells. The end
+    /// where the block is short.
     fn begin(length: usize, table: &mut Table) -> Self {
         assert!(length <= BLOCK_BYTES, "a block of {length} bytes");
-        if length > TAIL_BYTES {
-            table.fill(0);
+        if length < SHORT_BYTES {
+            return Self { done: 0, at: length, written: 0 };
         }
+        table.fill(0);
         Self { done: 0, at: 1, written: 0 }
     }
 
@@ -230,7 +235,7 @@ fn write(out: &mut Compressed, written: usize, bytes: &[u8]) -> usize {
     written + bytes.len()
 }
 
-/// Compresses what is left of a block; returns how many bytes it takes.
+/// Compresses what is left of a block, or all of a short one; returns how many bytes it takes.
 fn compress_rest(
     block: &Padded,
     length: usize,
@@ -238,13 +243,17 @@ fn compress_rest(
     out: &mut Compressed,
     mut place: Place,
 ) -> usize {
+    if length == 0 {
+        return 0;
+    }
+    if length < SHORT_BYTES {
+        let short = lz4_flex::block::compress_into(&block[..length], out);
+        return short.expect("there is room for any block");
+    }
     while place.is_far(length) {
         match_or_pass(block, length, table, out, &mut place);
     }
-    match length {
-        0 => 0,
-        _ => write_literals(out, place.written, &block[place.done..length], 0),
-    }
+    write_literals(out, place.written, &block[place.done..length], 0)
 }
 
 /// A block that becomes so many times as long consists of few sequences, of bytes that repeat themselves.
@@ -371,6 +380,17 @@ mod tests {
             read_length(token & 15, &mut rest).unwrap();
             matches += 1;
         }
+    }
+
+    #[test]
+    fn where_there_is_no_block_nothing_is_written() {
+        let mut compressor = Compressor::default();
+        compressor.block(1).fill(b'x');
+        let mut out = vec![[7; _]; 2];
+        let [x, y] = &mut out[..] else { unreachable!() };
+        let lengths = compressor.compress([0, BLOCK_BYTES], [x, y]);
+        assert!(lengths[0] == 0 && lengths[1] > 0);
+        assert!(out[0].iter().all(|byte| *byte == 7));
     }
 
     #[test]

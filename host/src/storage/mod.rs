@@ -18,7 +18,8 @@ pub mod fuzz;
 mod head;
 mod head_copy;
 mod high_water;
-mod lz4;
+#[doc(hidden)]
+pub mod lz4;
 mod machine;
 mod memory;
 mod numbers;

@@ -67,6 +67,11 @@ impl File for StoppingFile {
         self.inner.write_back(offset, length);
     }
 
+    fn write_out(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.stop.check()?;
+        self.stop.sync(&self.path, self.inner.write_out(offset, length))
+    }
+
     fn sync(&self) -> io::Result<()> {
         self.stop.check()?;
         self.stop.sync(&self.path, self.inner.sync())
