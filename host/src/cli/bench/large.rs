@@ -100,7 +100,7 @@ impl Bench<'_> {
 
     /// Bar 8: what deployments cost that have nothing to do.
     pub fn measure_idle(&self, report: &mut Report) -> Result<(), Error> {
-        let (busy, records) = (job("pass-through")?, self.sized(2_000_000, 20_000));
+        let (busy, records) = (job("pass-through")?, self.sized(10_000_000, 20_000));
         let host = self.workshop.start("idle", &[])?;
         self.produce_history(&host, "history", 2, PLAIN, records)?;
         self.seal(&host)?;
