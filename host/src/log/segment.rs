@@ -120,12 +120,16 @@ impl Segment {
     pub(super) fn read(&self, index: usize, wanted: Wanted) -> Result<Batch, ReadError> {
         let open = self.open()?;
         let BlockIndex { first, next, .. } = open.blocks[index];
-        let has_gaps = next.0.wrapping_sub(first.0) != open.file.blocks()[index].rows;
+        let records = open.file.blocks()[index].rows;
+        let has_gaps = first.0.checked_add(records) != Some(next.0);
         let rows = open.file.read_columns(index, &|column| match column {
             0 if !has_gaps => Column::Rising(first.0),
             column => wanted.column(column),
         });
         let rows = rows.map_err(|e| self.corrupt(index, &e.to_string()))?;
+        if rows.num_rows() as u64 != records {
+            return Err(self.corrupt(index, "it has other rows than the file's index says"));
+        }
         columns::from_columns(&rows)
             .ok_or_else(|| self.corrupt(index, "its columns are not those of a segment"))
     }

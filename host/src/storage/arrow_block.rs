@@ -555,8 +555,8 @@ fn rising(
 ) -> Result<ArrayRef, String> {
     let mut bytes = memory::take(rows * size_of::<u64>());
     let (numbers, _) = bytes.as_chunks_mut();
-    for (number, to) in (first..).zip(numbers) {
-        *to = number.to_le_bytes();
+    for (i, number) in numbers.iter_mut().enumerate() {
+        *number = first.wrapping_add(i as u64).to_le_bytes();
     }
     let bytes = Buffer::from_vec(bytes);
     if let Some((message, _)) = message {
