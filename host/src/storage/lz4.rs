@@ -13,15 +13,15 @@ pub const BLOCK_BYTES: usize = 64 << 10;
 /// Room for a block after compression, and for what writing it may touch beyond.
 pub type Compressed = [u8; BLOCK_BYTES + BLOCK_BYTES / 255 + 64];
 
-/// Entries of a table: two stay in a core's second cache, and mostly in its first.
+/// Entries of a table, as bits of a hash: more find more, and two tables of 32 KiB fit no first cache.
 const TABLE_BITS: u32 = 14;
 /// Bytes that have to be alike for a match. Four would be allowed and gain one byte, at the price of matches
 /// that hide longer ones.
 const ALIKE_BYTES: u32 = 5;
 /// What is shorter lz4_flex compresses: its table is smaller, so it begins sooner.
 const SHORT_BYTES: usize = 4 << 10;
-/// lz4 wants a block's last match to begin this long before its end; and where less is left, nothing is
-/// looked up, so that all may be read in whole words.
+/// Where no more than this is left of a block nothing is looked up, so that all may be read in whole words;
+/// lz4 wants the last match to begin 12 bytes before the end.
 const TAIL_BYTES: usize = 40;
 /// The last bytes of a block are in no match.
 const LAST_BYTES: usize = 5;

@@ -19,28 +19,6 @@ pub fn return_free_memory() {
     }
 }
 
-/// Writes `length` bytes of `file` from `offset` on to the disk, and waits until it has taken them; where the
-/// system has no call for that, syncs the file.
-pub fn write_out(file: &std::fs::File, offset: u64, length: u64) -> std::io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::fd::AsRawFd as _;
-        let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE
-            | libc::SYNC_FILE_RANGE_WRITE
-            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-        let (offset, length) = (offset as libc::off64_t, length as libc::off64_t);
-        // SAFETY: takes no memory, and the file is open as long as it is borrowed.
-        if unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, how) } == 0 {
-            return Ok(());
-        }
-        let error = std::io::Error::last_os_error();
-        if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE)) {
-            return Err(error);
-        }
-    }
-    file.sync_data()
-}
-
 /// How far threads stand back: by how much their priority is lower than usual, 19 at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Niceness(i32);
