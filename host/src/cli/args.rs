@@ -253,7 +253,7 @@ pub struct Bench {
     #[arg(long)]
     pub quick: bool,
     /// Only these: a job (pass-through, filter, json-map, count, count-per-key, flat-map), or one of
-    /// ingest, latency, swaps, scale, idle, workers
+    /// disk, ingest, latency, swaps, scale, idle, workers
     #[arg(long, value_name = "NAME", num_args = 1..)]
     pub job: Vec<String>,
     /// Where the plugins of the jobs are; by default where `cargo xtask guests` puts them beside this

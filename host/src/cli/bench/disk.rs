@@ -1,4 +1,4 @@
-//! What the disk takes to make something durable, measured beside what is judged by it.
+//! What the disk takes to make something durable: by itself, and beside what is judged by it.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::report::{median, percentile};
+use super::Bench;
+use super::report::{Report, Row, median, percentile};
 use crate::cli::client::Error;
 use crate::clock::SharedClock;
 
@@ -53,10 +54,77 @@ impl Volume {
     }
 }
 
-/// Between two probes: few enough to be no load.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Between two probes: few enough to be little load, and so short that no gap worth a name fits between.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Bytes that a probe appends.
 const PROBE_BYTES: usize = 4 << 10;
+
+/// Bytes a second that are written beside the probe; 100 MB/s is what a replay of `filter` writes.
+const WRITTEN: [u64; 3] = [0, 25_000_000, 100_000_000];
+/// Bytes that are written and synced at once.
+const PIECE_BYTES: usize = 1 << 20;
+/// Pieces of a file.
+const PIECES: u64 = 64;
+/// A sync that takes longer is counted, in milliseconds.
+const LONG_MS: f64 = 20.0;
+
+impl Bench<'_> {
+    /// What a sync of the probe takes while nothing else is written, and beside a file that is written and
+    /// synced a piece at a time. No host has a part in it.
+    pub fn measure_disk(&self, report: &mut Report) -> Result<(), Error> {
+        for bytes_per_second in WRITTEN {
+            let name = format!("disk, {} MB/s", bytes_per_second / 1_000_000);
+            let probe = DiskProbe::start(self.workshop.dir(), &self.workshop.clock);
+            let written = self.write_evenly(&name, bytes_per_second, self.sized(60.0, 0.5));
+            let syncs = probe.stop()?;
+            let mut row = |measure: &str, unit: &str, runs: Vec<f64>| {
+                report.rows.push(Row::new(&name, measure, unit, self.workers(), runs));
+            };
+            row("fdatasync", "ms", syncs.millis().into());
+            row(
+                &format!("longer than {LONG_MS} ms"),
+                "syncs",
+                vec![syncs.longer_than(LONG_MS) as f64],
+            );
+            row("written", "MB/s", vec![written? / 1e6]);
+        }
+        Ok(())
+    }
+
+    /// Writes for some seconds; returns how many bytes a second it came to.
+    fn write_evenly(&self, what: &str, bytes_per_second: u64, seconds: f64) -> Result<f64, Error> {
+        let failed = |error| Error::Failed(format!("writing beside the disk's probe: {error}"));
+        let (clock, path) = (&self.workshop.clock, self.workshop.dir().join("bulk"));
+        let begun = clock.monotonic();
+        let bar = self.bar(what, seconds as u64);
+        let mut piece: Vec<u8> = (0..PIECE_BYTES).map(|at| ((at * at) >> 7) as u8).collect();
+        let (mut file, mut pieces) = (None, 0_u64);
+        loop {
+            let passed = (clock.monotonic() - begun).as_secs_f64();
+            bar.set_position(passed as u64);
+            if passed >= seconds {
+                break;
+            }
+            if (pieces * PIECE_BYTES as u64) as f64 >= passed * bytes_per_second as f64 {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            // A disk may keep only once what is equal.
+            for page in piece.chunks_exact_mut(PROBE_BYTES) {
+                page[..8].copy_from_slice(&pieces.to_le_bytes());
+            }
+            if pieces.is_multiple_of(PIECES) {
+                file = Some(File::create(&path).map_err(failed)?);
+            }
+            if let Some(file) = &mut file {
+                file.write_all(&piece).and_then(|()| file.sync_data()).map_err(failed)?;
+            }
+            pieces += 1;
+        }
+        bar.finish_and_clear();
+        Ok((pieces * PIECE_BYTES as u64) as f64 / (clock.monotonic() - begun).as_secs_f64())
+    }
+}
 
 /// Syncs of the probe: when each began and ended, in microseconds of the clock.
 pub struct Syncs(Vec<(u64, u64)>);
@@ -66,6 +134,11 @@ impl Syncs {
     pub fn millis(&self) -> [f64; 3] {
         let millis: Vec<f64> = self.0.iter().map(|(from, to)| (to - from) as f64 / 1e3).collect();
         [percentile(&millis, 0.0), median(&millis), percentile(&millis, 1.0)]
+    }
+
+    /// How many took longer.
+    fn longer_than(&self, millis: f64) -> usize {
+        self.0.iter().filter(|(from, to)| (to - from) as f64 / 1e3 > millis).count()
     }
 
     /// What the longest took that was under way at some moment of a span of time, in milliseconds.
@@ -121,6 +194,7 @@ mod tests {
     fn syncs_that_met_a_span_of_time_are_found() {
         let syncs = Syncs(vec![(0, 2_000), (5_000, 9_000), (20_000, 21_000)]);
         assert_eq!(syncs.millis(), [1.0, 2.0, 4.0]);
+        assert_eq!(syncs.longer_than(1.5), 2);
         assert_eq!(syncs.longest_ms(8_000, 20_500), 4.0);
         assert_eq!(syncs.longest_ms(9_000, 20_500), 1.0);
         assert_eq!(syncs.longest_ms(9_000, 20_000), 0.0);

@@ -26,6 +26,8 @@ const AFTERWARDS_US: u64 = 500_000;
 /// What differs by less between little and much history is the same: medians of spans without any swap
 /// differ by as much from one minute to the next.
 const SAME_MS: f64 = 10.0;
+/// A sync of the probe that takes longer is a stop of the disk: nobody's commit becomes durable meanwhile.
+const STOP_MS: f64 = 5.0;
 
 impl Bench<'_> {
     /// Bar 4: records a second that producers on the same cores have made durable.
@@ -144,7 +146,8 @@ impl Bench<'_> {
                 report.bars.push(Bar::at_most("6", what, apart, SAME_MS, "ms"));
             }
             let mut row = |measure: &str, runs: Vec<f64>| {
-                report.rows.push(Row::new(&name, measure, "ms", self.workers(), runs));
+                let unit = if measure.starts_with("swaps") { "swaps" } else { "ms" };
+                report.rows.push(Row::new(&name, measure, unit, self.workers(), runs));
             };
             row("longest gap, follower", millis(&swaps.during.follower));
             row("longest gap, producer", millis(&swaps.during.producer));
@@ -152,6 +155,9 @@ impl Bench<'_> {
             row("without a swap, producer", millis(&swaps.without.producer));
             row("fdatasync", swaps.syncs.millis().into());
             row("fdatasync within the longest gap", vec![swaps.sync_within_longest_ms()]);
+            let undisturbed = swaps.excess_without_stops_ms();
+            row("swaps without a stop of the disk", vec![undisturbed.len() as f64]);
+            row("excess gap of these", undisturbed);
             row("swap", swaps.took);
             row("pause", swaps.pauses);
             host.discard();
@@ -332,7 +338,27 @@ impl Swaps {
     fn sync_within_longest_ms(&self) -> f64 {
         let gaps = self.during.follower.iter().chain(&self.during.producer);
         let longest = gaps.copied().reduce(Gap::longer);
-        longest.map_or(0.0, |gap| self.syncs.longest_ms(gap.from_us, gap.to_us))
+        longest.map_or(0.0, |gap| self.sync_within_ms(gap))
+    }
+
+    fn sync_within_ms(&self, gap: Gap) -> f64 {
+        self.syncs.longest_ms(gap.from_us, gap.to_us)
+    }
+
+    /// Of each swap in whose longest gap the probe met no stop of the disk: that gap beyond the median without
+    /// a swap, a follower's or a producer's, whichever is more.
+    fn excess_without_stops_ms(&self) -> Vec<f64> {
+        let usual_ms = [&self.without.follower, &self.without.producer].map(|g| median(&millis(g)));
+        let swaps = self.during.follower.iter().zip(&self.during.producer);
+        let gaps = swaps.map(|(follower, producer)| [*follower, *producer]);
+        let undisturbed =
+            gaps.filter(|gaps| gaps.iter().all(|gap| self.sync_within_ms(*gap) <= STOP_MS));
+        let excess = |gaps: [Gap; 2]| {
+            let excess =
+                gaps.iter().zip(usual_ms).map(|(gap, usual)| gap.us() as f64 / 1e3 - usual);
+            excess.fold(0.0, f64::max)
+        };
+        undisturbed.map(excess).collect()
     }
 }
 

@@ -40,7 +40,7 @@ const LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// The same with `--quick`.
 const QUICK_LIMIT: Duration = Duration::from_secs(180);
 /// What is measured beside the jobs.
-const MEASURES: [&str; 6] = ["workers", "ingest", "latency", "swaps", "scale", "idle"];
+const MEASURES: [&str; 7] = ["disk", "workers", "ingest", "latency", "swaps", "scale", "idle"];
 /// Threads that take less of a record are not shown.
 const LEAST_NS: f64 = 1.0;
 /// The progress bar of a step.
@@ -129,6 +129,7 @@ impl<'a> Bench<'a> {
         self.measure_jobs(wanted, report)?;
         for measure in MEASURES.into_iter().filter(|measure| wanted(measure)) {
             match measure {
+                "disk" => self.measure_disk(report)?,
                 "workers" => self.measure_workers(report)?,
                 "ingest" => self.measure_ingest(report)?,
                 "latency" => self.measure_latency(report)?,
