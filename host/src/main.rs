@@ -46,14 +46,18 @@ fn main() -> ExitCode {
 /// Begins again with a fixed threshold from which glibc takes memory from the kernel and gives it back.
 /// Left alone it rises with what is freed, up to 32 MiB, and the blocks of replays then tear holes into
 /// heaps that are never given back: a third of the host's memory. With it goes a fixed threshold for the
-/// ends of heaps; glibc's own, 128 KiB, has the columns of each batch take fresh pages. Whoever sets the
-/// first variable decides about both.
+/// ends of heaps; glibc's own, 128 KiB, has the columns of each batch take fresh pages. And where the kernel
+/// gives huge pages to who asks, heaps ask for them. Whoever sets the first variable decides about all.
 fn settle_allocator() {
     const MAP: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "1048576");
     const TRIM: (&str, &str) = ("MALLOC_TRIM_THRESHOLD_", "4194304");
+    const HUGE: (&str, &str) = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     if cfg!(all(target_os = "linux", target_env = "gnu")) && std::env::var_os(MAP.0).is_none() {
         let mut again = std::process::Command::new("/proc/self/exe");
         again.args(std::env::args_os().skip(1)).envs([MAP, TRIM]);
+        if std::env::var_os(HUGE.0).is_none() {
+            again.env(HUGE.0, HUGE.1);
+        }
         again.arg0(std::env::args_os().next().unwrap_or_default());
         // Comes back only if it cannot be: then it goes on as it is.
         let _ = again.exec();
