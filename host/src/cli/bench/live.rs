@@ -26,7 +26,7 @@ const AFTERWARDS_US: u64 = 500_000;
 /// What differs by less between little and much history is the same: medians of spans without any swap
 /// differ by as much from one minute to the next.
 const SAME_MS: f64 = 10.0;
-/// A sync of the probe that takes longer is a stop of the disk: nobody's commit becomes durable meanwhile.
+/// A sync of the probe that takes longer counts as a stop of the disk.
 const STOP_MS: f64 = 5.0;
 
 impl Bench<'_> {
