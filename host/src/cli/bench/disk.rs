@@ -54,12 +54,12 @@ impl Volume {
     }
 }
 
-/// Between two probes: few enough to be little load, and so short that no gap worth a name fits between.
+/// Between two probes: few enough to be little load, and shorter than the gaps that are judged.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Bytes that a probe appends.
 const PROBE_BYTES: usize = 4 << 10;
 
-/// Bytes a second that are written beside the probe; 100 MB/s is what a replay of `filter` writes.
+/// Bytes a second that are written beside the probe.
 const WRITTEN: [u64; 3] = [0, 25_000_000, 100_000_000];
 /// Bytes that are written and synced at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -95,10 +95,11 @@ impl Bench<'_> {
     fn write_evenly(&self, what: &str, bytes_per_second: u64, seconds: f64) -> Result<f64, Error> {
         let failed = |error| Error::Failed(format!("writing beside the disk's probe: {error}"));
         let (clock, path) = (&self.workshop.clock, self.workshop.dir().join("bulk"));
-        let begun = clock.monotonic();
         let bar = self.bar(what, seconds as u64);
-        let mut piece: Vec<u8> = (0..PIECE_BYTES).map(|at| ((at * at) >> 7) as u8).collect();
-        let (mut file, mut pieces) = (None, 0_u64);
+        let words = (0..PIECE_BYTES / 8).flat_map(|_| clock.random().to_le_bytes());
+        let (mut piece, mut pieces) = (words.collect::<Vec<u8>>(), 0_u64);
+        let mut file = File::create(&path).map_err(failed)?;
+        let begun = clock.monotonic();
         loop {
             let passed = (clock.monotonic() - begun).as_secs_f64();
             bar.set_position(passed as u64);
@@ -113,13 +114,11 @@ impl Bench<'_> {
             for page in piece.chunks_exact_mut(PROBE_BYTES) {
                 page[..8].copy_from_slice(&pieces.to_le_bytes());
             }
-            if pieces.is_multiple_of(PIECES) {
-                file = Some(File::create(&path).map_err(failed)?);
-            }
-            if let Some(file) = &mut file {
-                file.write_all(&piece).and_then(|()| file.sync_data()).map_err(failed)?;
-            }
+            file.write_all(&piece).and_then(|()| file.sync_data()).map_err(failed)?;
             pieces += 1;
+            if pieces.is_multiple_of(PIECES) {
+                file = File::create(&path).map_err(failed)?;
+            }
         }
         bar.finish_and_clear();
         Ok((pieces * PIECE_BYTES as u64) as f64 / (clock.monotonic() - begun).as_secs_f64())

@@ -145,21 +145,20 @@ impl Bench<'_> {
                 let apart = (much - little).abs();
                 report.bars.push(Bar::at_most("6", what, apart, SAME_MS, "ms"));
             }
-            let mut row = |measure: &str, runs: Vec<f64>| {
-                let unit = if measure.starts_with("swaps") { "swaps" } else { "ms" };
+            let mut row = |measure: &str, unit: &str, runs: Vec<f64>| {
                 report.rows.push(Row::new(&name, measure, unit, self.workers(), runs));
             };
-            row("longest gap, follower", millis(&swaps.during.follower));
-            row("longest gap, producer", millis(&swaps.during.producer));
-            row("without a swap, follower", millis(&swaps.without.follower));
-            row("without a swap, producer", millis(&swaps.without.producer));
-            row("fdatasync", swaps.syncs.millis().into());
-            row("fdatasync within the longest gap", vec![swaps.sync_within_longest_ms()]);
+            row("longest gap, follower", "ms", millis(&swaps.during.follower));
+            row("longest gap, producer", "ms", millis(&swaps.during.producer));
+            row("without a swap, follower", "ms", millis(&swaps.without.follower));
+            row("without a swap, producer", "ms", millis(&swaps.without.producer));
+            row("fdatasync", "ms", swaps.syncs.millis().into());
+            row("fdatasync within the longest gap", "ms", vec![swaps.sync_within_longest_ms()]);
             let undisturbed = swaps.excess_without_stops_ms();
-            row("swaps without a stop of the disk", vec![undisturbed.len() as f64]);
-            row("excess gap of these", undisturbed);
-            row("swap", swaps.took);
-            row("pause", swaps.pauses);
+            row("swaps without a stop of the disk", "swaps", vec![undisturbed.len() as f64]);
+            row("excess gap of these", "ms", undisturbed);
+            row("swap", "ms", swaps.took);
+            row("pause", "ms", swaps.pauses);
             host.discard();
         }
         Ok(())
